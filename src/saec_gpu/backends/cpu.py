@@ -1,0 +1,343 @@
+"""The CPU backend: threads that take tiles of every field from one list."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saec_gpu.backends import cpu_kernels as kernels
+from saec_gpu.backends.protocol import Assignment
+from saec_gpu.backends.simd import ROW_LANES
+from saec_gpu.data import Chunk, Codebook, Float32, Int64, Partial, carry
+from saec_gpu.errors import LayoutError, ParamError
+
+CACHE_LINE = 64
+CENTRE_CODEWORDS = 4096  # as many codewords place the median well; more only take time
+UNIT_ROUNDOFF = 2.0**-24
+SHARE_OF_MEMORY = 0.5  # of what is free now; the rest is left to the caller
+CARRY_ROWS = 2**30  # a low limb is below 2³² a row, so int64 holds twice as many rows
+
+
+def _aligned(shape: int, dtype: Any) -> NDArray[Any]:
+    """Return zeros that start at a cache line, so that no vector load straddles two."""
+    n_bytes = shape * np.dtype(dtype).itemsize
+    raw = np.zeros(n_bytes + CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE
+    return raw[start : start + n_bytes].view(dtype)
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+@dataclass(eq=False)
+class _Accumulators:
+    """One thread's sums of all slots. Never shared, so never locked; integers, so any split adds up."""
+
+    sums: Int64
+    sums_low: Int64
+    weight_sums: Int64
+    weight_sums_low: Int64
+    counts: Int64
+    rechecked: Int64
+
+    def carry(self) -> None:
+        """Bring the low limbs below 2³² again."""
+        for high, low in (
+            (self.sums, self.sums_low),
+            (self.weight_sums, self.weight_sums_low),
+        ):
+            high[: len(low)], low[:] = carry(high[: len(low)], low)
+
+
+@dataclass(eq=False)
+class CpuCodebooks:
+    """Codebooks as the kernels read them, one slot a field, and each thread's accumulators."""
+
+    slot_of: dict[str, int]
+    codebooks: tuple[Codebook, ...]
+    slots: Int64
+    factors: Float32
+    panels: Float32
+    scores: Float32
+    centres: Float32
+    words: Float32
+    column_scales: NDArray[np.float64]
+    weight_scales: NDArray[np.float64]
+    threads: list[_Accumulators] = field(default_factory=list)
+    rows_since_carry: int = 0
+
+    @property
+    def any_wide(self) -> bool:
+        """Return whether any slot sums in two limbs."""
+        return bool(self.slots[:, kernels.SLOT_WIDE].any())
+
+    def accumulators(self, n_threads: int) -> list[_Accumulators]:
+        """Return accumulators for as many threads, made when first needed."""
+        n_words, n_scores = len(self.words), len(self.scores)
+        low = self.any_wide
+        while len(self.threads) < n_threads:
+            self.threads.append(
+                _Accumulators(
+                    _aligned(n_words, np.int64),
+                    np.zeros(n_words if low else 0, np.int64),
+                    np.zeros(n_scores, np.int64),
+                    np.zeros(n_scores if low else 0, np.int64),
+                    np.zeros(n_scores, np.int64),
+                    np.zeros(len(self.slots), np.int64),
+                )
+            )
+        return self.threads
+
+
+def _filter_form(codewords: Float32) -> tuple[np.float32, float, Float32, Float32, Float32]:
+    """Return scale, A, centre, centred codewords and scores of the filter (cpu_kernels).
+
+    The centre is the median, which far codewords do not move, and the scale a power of two that
+    brings the centred codewords to order one. Both decide only how often the filter proves a row.
+    """
+    n_codewords, dim = codewords.shape
+    step = -(-n_codewords // CENTRE_CODEWORDS)
+    middle = np.median(codewords[::step].astype(np.float64), axis=0)
+    reach = np.abs(codewords - middle).max() or np.abs(middle).max()
+    exponent = int(np.clip(-np.frexp(reach)[1], -126, 127)) if reach > 0 else 0
+    scale = np.float32(np.ldexp(1.0, exponent))
+    centre = (middle * scale).astype(np.float32)
+    # rounded once, as fma does it: the product is exact and float64 holds the difference well
+    centred = (codewords * np.float64(scale) - centre).astype(np.float32)
+    norms = np.einsum("kj,kj->k", centred, centred, dtype=np.float64)
+    factor = kernels.SLACK * (dim + 4) * UNIT_ROUNDOFF
+    scores = (factor * norms - 0.5 * norms).astype(np.float32)
+    # a codeword equal to an earlier one can never win a tie: leave it out, or no row of either
+    # would be proved
+    values = np.ascontiguousarray(codewords + np.float32(0.0))
+    _, first = np.unique(values.view(f"V{4 * dim}").reshape(-1), return_index=True)
+    repeated = np.ones(n_codewords, bool)
+    repeated[first] = False
+    scores[repeated] = kernels.WORST
+    centred[repeated] = 0.0
+    return scale, factor, centre, centred, scores
+
+
+class CpuBackend:
+    """Assignment and accumulation with Numba on the host's cores.
+
+    Parameters
+    ----------
+    threads : int or None
+        Threads to use; None takes every core this process may run on.
+    """
+
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None) -> None:
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.threads = threads if threads is not None else available or 1
+        if self.threads < 1:
+            raise ParamError(f"threads={threads} was given; give 1 or more, or None for every core")
+
+    def memory_budget(self) -> int:
+        """Return half of the memory that is free now, in bytes."""
+        return int(SHARE_OF_MEMORY * _free_memory())
+
+    def load_rows(self, chunk: Chunk) -> Chunk:
+        """Return the chunk itself: its rows are in memory already."""
+        return chunk
+
+    def load_codebooks(self, codebooks: Mapping[str, Codebook]) -> CpuCodebooks:
+        """Return the codebooks, scaled, centred and laid out for the kernels."""
+        n_slots = len(codebooks)
+        slots = np.zeros((n_slots, kernels.SLOT_FIELDS), np.int64)
+        factors = np.zeros((n_slots, 2), np.float32)
+        weight_scales = np.zeros(n_slots)
+        totals = np.zeros(4, np.int64)  # panels, scores, words, columns laid out so far
+        for slot, codebook in zip(slots, codebooks.values(), strict=True):
+            n_codewords, dim = codebook.codewords.shape
+            padded = _round_up(n_codewords, kernels.PANEL)
+            wide = codebook.fixed_point is not None and codebook.fixed_point.wide
+            slot[:] = [dim, n_codewords, *totals, wide]
+            totals += [padded * dim, padded, n_codewords * dim, dim]
+        panels = _aligned(int(totals[0]), np.float32)
+        scores = _aligned(int(totals[1]), np.float32)
+        scores[:] = kernels.WORST
+        words = np.zeros(totals[2], np.float32)
+        centres = np.zeros(totals[3], np.float32)
+        column_scales = np.zeros(totals[3])
+        for number, codebook in enumerate(codebooks.values()):
+            dim, n_codewords, panel, score, word, column, _ = (int(n) for n in slots[number])
+            scale, factor, centre, centred, own_scores = _filter_form(codebook.codewords)
+            padded = np.zeros((_round_up(n_codewords, kernels.PANEL), dim), np.float32)
+            padded[:n_codewords] = centred
+            by_panel = padded.reshape(-1, kernels.PANEL, dim).transpose(0, 2, 1)
+            panels[panel : panel + padded.size] = by_panel.reshape(-1)
+            scores[score : score + n_codewords] = own_scores
+            words[word : word + n_codewords * dim] = codebook.codewords.reshape(-1)
+            centres[column : column + dim] = centre
+            factors[number] = scale, factor
+            if codebook.fixed_point is not None:
+                shifts = codebook.fixed_point.column_shifts
+                column_scales[column : column + dim] = np.ldexp(1.0, shifts)
+                weight_scales[number] = np.ldexp(1.0, codebook.fixed_point.weight_shift)
+        slot_of = {name: number for number, name in enumerate(codebooks)}
+        return CpuCodebooks(
+            slot_of, tuple(codebooks.values()), slots, factors, panels, scores, centres, words,
+            column_scales, weight_scales,
+        )  # fmt: skip
+
+    def assign(
+        self, rows: Chunk, codebooks: CpuCodebooks, *, distances: bool = False
+    ) -> Assignment:
+        """Return the nearest codeword of each row, and its distance when asked."""
+        codes = np.zeros(rows.layout.n_rows, np.uint32)
+        found = np.zeros(rows.layout.n_rows if distances else 0)
+        self._run(rows, codebooks, codes, found, given=False, accumulate=False)
+        return Assignment(codes, found if distances else None)
+
+    def assign_accumulate(self, rows: Chunk, codebooks: CpuCodebooks) -> None:
+        """Add rows to the partials of their nearest codewords."""
+        codes = np.empty(rows.layout.n_rows, np.uint32)
+        self._run(rows, codebooks, codes, np.zeros(0), given=False, accumulate=True)
+
+    def accumulate(
+        self, rows: Chunk, codes: NDArray[np.uint32], codebooks: CpuCodebooks
+    ) -> None:
+        """Add rows to the partials of the codewords that `codes` names.
+
+        Raises
+        ------
+        LayoutError
+            A code is not below its field's number of codewords.
+        """
+        for segment in rows.layout.segments:
+            slot = codebooks.slot_of.get(segment.field)
+            if slot is None or segment.n_rows == 0:
+                continue
+            n_codewords = int(codebooks.slots[slot, kernels.SLOT_CODEWORDS])
+            worst = int(np.argmax(codes[segment.rows]))
+            if codes[segment.rows][worst] >= n_codewords:
+                raise LayoutError(
+                    f'row {segment.start + worst} of field "{segment.field}" has code '
+                    f"{codes[segment.rows][worst]}, but the field has {n_codewords} codewords"
+                )
+        self._run(rows, codebooks, codes, np.zeros(0), given=True, accumulate=True)
+
+    def partials(self, codebooks: CpuCodebooks) -> dict[str, Partial]:
+        """Return all that was accumulated since the codebooks were loaded."""
+        threads = codebooks.accumulators(1)
+        for thread in threads:
+            thread.carry()
+        return {
+            name: sum_partials([_partial(codebooks, number, thread) for thread in threads])
+            for name, number in codebooks.slot_of.items()
+            if codebooks.codebooks[number].fixed_point is not None
+        }
+
+    def rechecked(self, codebooks: CpuCodebooks) -> dict[str, int]:
+        """Return how many rows of each field the filter did not prove since then."""
+        threads = codebooks.accumulators(1)
+        return {
+            name: sum(int(thread.rechecked[number]) for thread in threads)
+            for name, number in codebooks.slot_of.items()
+        }
+
+    def _run(
+        self,
+        chunk: Chunk,
+        codebooks: CpuCodebooks,
+        codes: NDArray[np.uint32],
+        distances: NDArray[np.float64],
+        *,
+        given: bool,
+        accumulate: bool,
+    ) -> None:
+        """Hand the chunk's tiles to the threads and wait for them."""
+        tiles = np.array(list(_tiles(chunk, codebooks)), np.int64).reshape(-1, kernels.TILE_COLUMNS)
+        if len(tiles) == 0:
+            return
+        n_threads = min(self.threads, len(tiles))
+        accumulators = codebooks.accumulators(n_threads)
+        codebooks.rows_since_carry += chunk.layout.n_rows
+        if accumulate and codebooks.rows_since_carry > CARRY_ROWS:
+            for thread in accumulators:
+                thread.carry()
+            codebooks.rows_since_carry = chunk.layout.n_rows
+        weights = chunk.weights if chunk.weights is not None else np.zeros(0)
+        counter = np.zeros(1, np.int64)
+        max_dim = int(codebooks.slots[:, kernels.SLOT_DIM].max())
+
+        def work(own: _Accumulators) -> None:
+            kernels.run_tiles(
+                counter, tiles, codebooks.slots, codebooks.factors, chunk.values, weights,
+                codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words,
+                codebooks.column_scales, codebooks.weight_scales, given, codes, distances,
+                accumulate, own.sums, own.sums_low, own.weight_sums, own.weight_sums_low, own.counts,
+                own.rechecked, _aligned(max_dim * ROW_LANES, np.float32),
+                _aligned(ROW_LANES, np.int32), _aligned(2 * ROW_LANES, np.float32),
+            )  # fmt: skip
+
+        if n_threads == 1:
+            work(accumulators[0])
+            return
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(work, accumulators[:n_threads]))
+
+
+def _tiles(chunk: Chunk, codebooks: CpuCodebooks) -> Iterator[list[int]]:
+    """Yield the tile table's rows, costliest first so that no thread ends on a long one."""
+    segments = [s for s in chunk.layout.segments if s.field in codebooks.slot_of]
+    slots = codebooks.slots
+    segments.sort(key=lambda s: -int(slots[codebooks.slot_of[s.field], : kernels.SLOT_CODEWORDS + 1].prod()))
+    for segment in segments:
+        number = codebooks.slot_of[segment.field]
+        fixed_point = codebooks.codebooks[number].fixed_point
+        weighted = fixed_point is not None and fixed_point.weighted
+        for first, n_rows in segment.tiles():
+            row = segment.first_row + first
+            value = segment.first_value + first * segment.dim
+            yield [number, n_rows, value, row if weighted else -1, row]
+
+
+def _partial(codebooks: CpuCodebooks, number: int, thread: _Accumulators) -> Partial:
+    """Return one thread's partial of one slot."""
+    dim, n_codewords, _, score, word, _, wide = (int(n) for n in codebooks.slots[number])
+    fixed_point = codebooks.codebooks[number].fixed_point
+    words = slice(word, word + n_codewords * dim)
+    scores = slice(score, score + n_codewords)
+    counts = thread.counts[scores].copy()
+    weight_sums = thread.weight_sums[scores].copy()
+    if fixed_point is not None and not fixed_point.weighted:
+        # rint(1·2^t) a row: the kernel only counts
+        weight_sums = counts << fixed_point.weight_shift
+    return Partial(
+        thread.sums[words].reshape(n_codewords, dim).copy(),
+        weight_sums,
+        counts,
+        thread.sums_low[words].reshape(n_codewords, dim).copy() if wide else None,
+        thread.weight_sums_low[scores].copy() if wide else None,
+    )
+
+
+def sum_partials(partials: list[Partial]) -> Partial:
+    """Return the partial of all rows together."""
+    total = partials[0]
+    for partial in partials[1:]:
+        total = total + partial
+    return total
+
+
+def _free_memory() -> int:
+    """Return the bytes that can be had without swapping, as the system tells it."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

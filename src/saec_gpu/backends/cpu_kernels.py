@@ -1,0 +1,373 @@
+"""Assignment and accumulation on the CPU: the loops that take nearly all of the time.
+
+One call of `run_tiles` per thread works through tiles (rows of one field) in the order in which the
+threads come for them; every field of every size is in the same list.
+
+The filter
+----------
+A block of ROW_LANES rows is scaled, centred and transposed, so that one vector holds one column of
+the block. With y and e the centred row and codeword (float32), codewords are ranked by
+
+    score_k = h_k + Σ_j y_j e_kj,   h_k = −|e_k|²/2 + A |e_k|²,   A = SLACK (d + 4) 2⁻²⁴
+
+whose first part is largest for the nearest codeword. Let u = 2⁻²⁴, Y and E the exact scaled and
+centred row and codeword, T_k = Y·E_k − |E_k|²/2. The scale is a power of two and `fma` rounds once,
+so |y − Y| ≤ u|y| and |e − E| ≤ u|e|, and
+
+    |y·e − Y·E| ≤ 2.01 u|y||e|            ||e|²/2 − |E|²/2| ≤ 1.01 u|e|²
+    rounding of h_k and of the d fma:      (d + 1) u (|e|²/2 + |y||e|)(1 + du)
+
+Together, with 2|y||e| ≤ |y|² + |e|²:  |score_k − A|e_k|² − T_k| ≤ A (|e_k|² + |y|²/2). The float64
+distance of the definition differs from the real one by at most (d + 3) 2⁻⁵³ of itself, 2²⁹ times less;
+SLACK holds that too. A |e_k|² is already in the score, therefore, for the best score's codeword w,
+
+    T_k ≤ score_k + A|y|²/2      T_w ≥ score_w − 2A|e_w|² − A|y|²/2
+
+and w is proved when score_w − score_k > 2A|e_w|² + A|y|² for every other k. Each codeword carries its
+own share of the bound in its score: far and large codewords do not blur rows near the centre, and one
+comparison with the second best score does it. |e_w| is not looked up: |e_w|² ≤ 2|y|² + 2|y − e_w|²
+and |y − e_w|² = |y|² − 2T_w give
+
+    2A|e_w|² + A|y|² ≤ A (9|y|² − 8 score_w)
+
+FLOOR stands for what falls below the smallest float32: d products of at most 2⁻¹⁴⁹ each and centred
+values rounded to multiples of 2⁻¹⁴⁹, times values of order one. A score or bound that is not finite
+proves nothing, since no comparison with NaN holds and infinity is not above infinity.
+
+A row that is not proved is decided by the definition among the codewords that the same bound cannot
+exclude. Their scores are computed again, with the same operations in the same order and so the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saec_gpu.backends.simd import (
+    ROW_LANES,
+    TRANSPOSE,
+    add,
+    add_int,
+    centre_transposed,
+    fma,
+    greater,
+    larger,
+    load,
+    lowest_bit,
+    mul,
+    pick,
+    rounded,
+    smaller,
+    splat,
+    store,
+    sub,
+    take_next,
+    unproved_lanes,
+    widen,
+)
+from saec_gpu.compiled import compiled, inlined
+
+# columns of the tile table
+TILE_SLOT, TILE_ROWS, TILE_VALUES, TILE_WEIGHTS, TILE_CODES = range(5)
+TILE_COLUMNS = 5
+# columns of the slot table: one slot is one field's codebook
+(
+    SLOT_DIM,
+    SLOT_CODEWORDS,
+    SLOT_PANEL,
+    SLOT_SCORES,
+    SLOT_WORDS,
+    SLOT_COLUMNS,
+    SLOT_WIDE,
+) = range(7)
+SLOT_FIELDS = 7
+
+PANEL = 16  # codewords that stand side by side in memory
+GROUP = 4  # codewords ranked at once: 4 x 64 accumulators are 16 of 32 wide registers
+WORST = np.float32(-3e38)  # below every score
+SLACK = 1.02
+FLOOR = np.float32(2.0**-120)
+SUM_LANES = 16
+LIMB = 4294967296.0  # 2³²
+
+
+@inlined
+def _fold(score: Any, codeword: Any, best: Any, second: Any, index: Any) -> Any:
+    """Return best, second best and index of the best after one more codeword."""
+    second = larger(second, smaller(best, score))
+    better = greater(score, best)
+    return pick(better, score, best), second, pick(better, splat(ROW_LANES, np.int32(codeword)), index)
+
+
+@inlined
+def _bound(norms: Any, best: Any, factor: Any) -> Any:
+    """Return the lead over the second best score that proves a winner (see the module's text)."""
+    n_lanes = ROW_LANES
+    by_score = fma(splat(n_lanes, np.float32(-8.0) * factor), best, splat(n_lanes, FLOOR))
+    return fma(splat(n_lanes, np.float32(9.0) * factor), norms, by_score)
+
+
+@compiled
+def _rank(
+    block: Any,  # IN  float32 (dim, ROW_LANES), flat: centred rows, transposed
+    dim: Any,
+    panels: Any,  # IN  float32, flat: [codewords / PANEL][dim][PANEL] from `panel`
+    panel: Any,
+    scores: Any,  # IN  float32, flat: h of codeword k at first_score + k
+    first_score: Any,
+    n_codewords: Any,
+    factor: Any,  # A
+    codes: Any,  # OUT int32 (ROW_LANES)
+    leads: Any,  # OUT float32 (2 * ROW_LANES): best score, then bound
+) -> Any:
+    """Return the bit set of rows whose best codeword is not proved; all best codewords are in codes."""
+    best = splat(ROW_LANES, WORST)
+    second = splat(ROW_LANES, WORST)
+    index = splat(ROW_LANES, np.int32(0))
+    for first in range(0, n_codewords, GROUP):
+        score = first_score + first
+        s0 = splat(ROW_LANES, scores[score])
+        s1 = splat(ROW_LANES, scores[score + 1])
+        s2 = splat(ROW_LANES, scores[score + 2])
+        s3 = splat(ROW_LANES, scores[score + 3])
+        at = panel + (first // PANEL) * PANEL * dim + first % PANEL
+        for j in range(dim):
+            y = load(ROW_LANES, block, j * ROW_LANES)
+            s0 = fma(y, splat(ROW_LANES, panels[at]), s0)
+            s1 = fma(y, splat(ROW_LANES, panels[at + 1]), s1)
+            s2 = fma(y, splat(ROW_LANES, panels[at + 2]), s2)
+            s3 = fma(y, splat(ROW_LANES, panels[at + 3]), s3)
+            at += PANEL
+        best, second, index = _fold(s0, first, best, second, index)
+        best, second, index = _fold(s1, first + 1, best, second, index)
+        best, second, index = _fold(s2, first + 2, best, second, index)
+        best, second, index = _fold(s3, first + 3, best, second, index)
+    norms = splat(ROW_LANES, np.float32(0.0))
+    for j in range(dim):
+        y = load(ROW_LANES, block, j * ROW_LANES)
+        norms = fma(y, y, norms)
+    bound = _bound(norms, best, factor)
+    store(codes, 0, index)
+    store(leads, 0, best)
+    store(leads, ROW_LANES, bound)
+    return unproved_lanes(greater(sub(best, second), bound))
+
+
+@compiled
+def exact_distance(values: Any, row: Any, words: Any, word: Any, dim: Any) -> Any:
+    """Return Σ_j (f64(x_j) − f64(c_j))², j ascending, every operation rounded on its own."""
+    total = 0.0
+    for j in range(dim):
+        difference = np.float64(values[row + j]) - np.float64(words[word + j])
+        total += difference * difference
+    return total
+
+
+@compiled
+def _decide(
+    block: Any,
+    lane: Any,
+    best: Any,
+    bound: Any,
+    values: Any,
+    row: Any,
+    dim: Any,
+    panels: Any,
+    panel: Any,
+    scores: Any,
+    first_score: Any,
+    words: Any,
+    word: Any,
+    n_codewords: Any,
+) -> Any:
+    """Return the code of one row by the definition, among the codewords its bound cannot exclude."""
+    nearest, code = np.inf, 0
+    lead = splat(PANEL, bound)
+    top = splat(PANEL, best)
+    for first in range(0, n_codewords, PANEL):
+        score = load(PANEL, scores, first_score + first)
+        at = panel + first * dim
+        for j in range(dim):
+            y = splat(PANEL, block[j * ROW_LANES + lane])
+            score = fma(y, load(PANEL, panels, at), score)
+            at += PANEL
+        possible = unproved_lanes(greater(sub(top, score), lead))
+        while possible:
+            k = first + lowest_bit(possible)
+            possible &= possible - np.uint64(1)
+            if k < n_codewords:
+                distance = exact_distance(values, row, words, word + k * dim, dim)
+                if distance < nearest:
+                    nearest, code = distance, k
+    return code
+
+
+@compiled
+def _fill_block(
+    values: Any,  # IN  float32, flat: rows of `dim` from `row`
+    row: Any,
+    n_rows: Any,
+    dim: Any,
+    scale: Any,
+    centres: Any,  # IN  float32, flat: scaled centre of column j at column + j
+    column: Any,
+    block: Any,  # OUT float32 (dim, ROW_LANES), flat
+) -> None:
+    """Write up to ROW_LANES rows, scaled, centred and transposed; missing rows repeat the last."""
+    by_squares = dim - dim % TRANSPOSE if n_rows == ROW_LANES else 0
+    for j in range(0, by_squares, TRANSPOSE):
+        for i in range(0, ROW_LANES, TRANSPOSE):
+            start = row + i * dim + j
+            at = j * ROW_LANES + i
+            centre_transposed(values, start, dim, scale, centres, column + j, block, at)
+    for j in range(by_squares, dim):
+        shift = centres[column + j]
+        for i in range(ROW_LANES):
+            value = values[row + min(i, n_rows - 1) * dim + j]
+            # exact: the product is by a power of two, and the sum of two float32 in float64 is
+            # rounded again only by the cast, as in fma (53 ≥ 2·24 + 2 bits)
+            block[j * ROW_LANES + i] = np.float32(
+                np.float64(value) * np.float64(scale) - np.float64(shift)
+            )
+
+
+@compiled
+def _add_rows(
+    values: Any,
+    row: Any,
+    n_rows: Any,
+    dim: Any,
+    weighted: Any,
+    weights: Any,
+    first_weight: Any,
+    column_scales: Any,  # IN  float64, flat: 2^s_j at column + j
+    column: Any,
+    weight_scale: Any,  # 2^t
+    codes: Any,
+    first_code: Any,
+    first_word: Any,
+    first_score: Any,
+    sums: Any,  # INOUT int64, flat
+    weight_sums: Any,
+    counts: Any,
+) -> None:
+    """Add rint(w x_j 2^s_j) of rows to the sums of their codewords, and rint(w 2^t) if weighted."""
+    by_vectors = dim - dim % SUM_LANES
+    for i in range(n_rows):
+        code = np.int64(codes[first_code + i])
+        counts[first_score + code] += 1
+        at = first_word + code * dim
+        weight = 1.0
+        if weighted:
+            weight = weights[first_weight + i]
+            weight_sums[first_score + code] += np.int64(np.rint(weight * weight_scale))
+        for j in range(0, by_vectors, SUM_LANES):
+            x = mul(widen(load(SUM_LANES, values, row + j)), splat(SUM_LANES, weight))
+            terms = rounded(mul(x, load(SUM_LANES, column_scales, column + j)))
+            store(sums, at + j, add_int(load(SUM_LANES, sums, at + j), terms))
+        for j in range(by_vectors, dim):
+            term = np.float64(values[row + j]) * weight * column_scales[column + j]
+            sums[at + j] += np.int64(np.rint(term))
+        row += dim
+
+
+@compiled
+def add_wide(term: Any, high: Any, low: Any, at: Any) -> None:
+    """Add a whole float64 to the limbs high[at]·2³² + low[at], 0 ≤ low term < 2³²."""
+    limb = np.floor(term / LIMB)
+    high[at] += np.int64(limb)
+    low[at] += np.int64(term - limb * LIMB)
+
+
+@compiled
+def run_tiles(
+    counter: Any,  # INOUT int64 (1): tiles handed out so far, shared by all threads
+    tiles: Any,  # IN  int64 (n_tiles, TILE_COLUMNS)
+    slots: Any,  # IN  int64 (n_slots, SLOT_FIELDS)
+    factors: Any,  # IN  float32 (n_slots, 2): scale of the filter, A
+    values: Any,  # IN  float32, flat
+    weights: Any,  # IN  float64
+    panels: Any,  # IN  float32, flat
+    scores: Any,  # IN  float32
+    centres: Any,  # IN  float32
+    words: Any,  # IN  float32, flat: the codewords themselves
+    column_scales: Any,  # IN  float64: 2^s_j
+    weight_scales: Any,  # IN  float64 (n_slots): 2^t
+    given: Any,  # codes are given, not sought
+    codes: Any,  # OUT uint32 (IN where given)
+    distances: Any,  # OUT float64; empty when not asked for
+    accumulate: Any,
+    sums: Any,  # INOUT int64, flat as words; this thread's own, as all that follows
+    sums_low: Any,  # INOUT int64, flat as words: low limbs of wide slots
+    weight_sums: Any,  # INOUT int64, flat as scores
+    weight_sums_low: Any,  # INOUT int64, flat as scores
+    counts: Any,  # INOUT int64, flat as scores
+    rechecked: Any,  # INOUT int64 (n_slots): rows the filter did not prove
+    block: Any,  # scratch float32 (max dim * ROW_LANES)
+    lane_codes: Any,  # scratch int32 (ROW_LANES)
+    leads: Any,  # scratch float32 (2 * ROW_LANES)
+) -> None:
+    """Take tiles until none is left: find codes, then distances and sums as asked."""
+    while True:
+        tile = take_next(counter)
+        if tile >= len(tiles):
+            return
+        slot = tiles[tile, TILE_SLOT]
+        n_rows = tiles[tile, TILE_ROWS]
+        first_value = tiles[tile, TILE_VALUES]
+        first_weight = tiles[tile, TILE_WEIGHTS]
+        first_code = tiles[tile, TILE_CODES]
+        dim = slots[slot, SLOT_DIM]
+        n_codewords = slots[slot, SLOT_CODEWORDS]
+        panel = slots[slot, SLOT_PANEL]
+        first_score = slots[slot, SLOT_SCORES]
+        first_word = slots[slot, SLOT_WORDS]
+        column = slots[slot, SLOT_COLUMNS]
+        wide = slots[slot, SLOT_WIDE]
+        scale, factor = factors[slot, 0], factors[slot, 1]
+        weight_scale = weight_scales[slot]
+        for start in range(0, n_rows, ROW_LANES):
+            row = first_value + start * dim
+            lanes = min(ROW_LANES, n_rows - start)
+            code_at = first_code + start
+            if not given:
+                _fill_block(values, row, lanes, dim, scale, centres, column, block)
+                unproved = _rank(
+                    block, dim, panels, panel, scores, first_score, n_codewords, factor, lane_codes, leads
+                )
+                while unproved:
+                    lane = lowest_bit(unproved)
+                    unproved &= unproved - np.uint64(1)
+                    if lane < lanes:
+                        lane_codes[lane] = _decide(
+                            block, lane, leads[lane], leads[ROW_LANES + lane], values, row + lane * dim,
+                            dim, panels, panel, scores, first_score, words, first_word, n_codewords,
+                        )  # fmt: skip
+                        rechecked[slot] += 1
+                for lane in range(lanes):
+                    codes[code_at + lane] = lane_codes[lane]
+            if len(distances):
+                for lane in range(lanes):
+                    word = first_word + np.int64(codes[code_at + lane]) * dim
+                    distances[code_at + lane] = exact_distance(
+                        values, row + lane * dim, words, word, dim
+                    )
+            if accumulate and not wide:
+                _add_rows(
+                    values, row, lanes, dim, first_weight >= 0, weights, first_weight + start,
+                    column_scales, column, weight_scale, codes, code_at, first_word, first_score,
+                    sums, weight_sums, counts,
+                )  # fmt: skip
+            elif accumulate:
+                for lane in range(lanes):
+                    code = np.int64(codes[code_at + lane])
+                    weight = weights[first_weight + start + lane] if first_weight >= 0 else 1.0
+                    counts[first_score + code] += 1
+                    at = first_score + code
+                    add_wide(np.rint(weight * weight_scale), weight_sums, weight_sums_low, at)
+                    for j in range(dim):
+                        term = np.float64(values[row + lane * dim + j]) * weight
+                        term = np.rint(term * column_scales[column + j])
+                        add_wide(term, sums, sums_low, first_word + code * dim + j)

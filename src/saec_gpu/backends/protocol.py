@@ -1,0 +1,71 @@
+"""What a backend must do: find codes and add up rows, to the bit of DESIGN.md, nothing more.
+
+Update, repair, seeding and stopping are written once, above it. Rows and codebooks are loaded
+first, because a device keeps its own copies; for the CPU backend that copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saec_gpu.data import Chunk, Codebook, Float64, Partial
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """Codes of a chunk's rows.
+
+    Attributes
+    ----------
+    codes : uint32 (n_rows of the chunk,)
+        Index of the nearest codeword of the row's field; ties to the lower index. Rows of fields
+        without a codebook keep 0.
+    distances : float64 (n_rows of the chunk,) or None
+        Squared distance to it, as DESIGN.md 1 defines it.
+    """
+
+    codes: NDArray[np.uint32]
+    distances: Float64 | None
+
+
+class Backend(Protocol):
+    """One machine or device that assigns and accumulates."""
+
+    name: str
+
+    def memory_budget(self) -> int:
+        """Return how many bytes a run may take by default."""
+
+    def load_rows(self, chunk: Chunk) -> Any:
+        """Return the chunk's rows where the backend can work on them."""
+
+    def load_codebooks(self, codebooks: Mapping[str, Codebook]) -> Any:
+        """Return codebooks by field, with empty partials beside those that have a fixed point.
+
+        Fields that are not named are passed over in everything that follows.
+        """
+
+    def assign(self, rows: Any, codebooks: Any, *, distances: bool = False) -> Assignment:
+        """Return the nearest codeword of each row, and its distance when asked."""
+
+    def assign_accumulate(self, rows: Any, codebooks: Any) -> None:
+        """Add rows to the partials of their nearest codewords: one reading of the rows."""
+
+    def accumulate(self, rows: Any, codes: NDArray[np.uint32], codebooks: Any) -> None:
+        """Add rows to the partials of the codewords that `codes` names."""
+
+    def partials(self, codebooks: Any) -> Mapping[str, Partial]:
+        """Return all that was accumulated since the codebooks were loaded."""
+
+    def rechecked(self, codebooks: Any) -> Mapping[str, int]:
+        """Return how many rows of each field the filter did not prove since then."""
+
+
+def known_backends() -> Sequence[str]:
+    """Return the names that `backend=` takes, "auto" aside."""
+    return ("cpu",)

@@ -1,0 +1,257 @@
+"""Vectors as Numba values: a type for <lanes x number> and the few operations the kernels need.
+
+A vector of 64 floats is one Numba value; LLVM splits it over as many registers as the machine
+needs. No operation here allows LLVM to reassociate or to contract a multiplication and an addition,
+so what a kernel computes is what its text says, on every machine.
+
+Vectors live in registers only: arrays are read and written by `load` and `store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic, models, register_model
+
+_ELEMENTS = {
+    types.float32: ir.FloatType(),
+    types.float64: ir.DoubleType(),
+    types.int32: ir.IntType(32),
+    types.int64: ir.IntType(64),
+    types.boolean: ir.IntType(1),
+}
+
+
+def _row_lanes() -> int:
+    """Return how many rows a kernel takes at once: 64 fill a third of 32 wide registers four times."""
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    return 64 if "+avx512f" in features.split(",") else 16
+
+
+ROW_LANES = _row_lanes()
+
+
+class Vector(types.Type):  # type: ignore[misc]
+    """The Numba type of `lanes` numbers of one element type."""
+
+    def __init__(self, element: Any, lanes: int) -> None:
+        self.element = element
+        self.lanes = lanes
+        super().__init__(f"Vector({element}x{lanes})")
+
+
+def _llvm(vector: Vector) -> ir.VectorType:
+    return ir.VectorType(_ELEMENTS[vector.element], vector.lanes)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        super().__init__(manager, vector, _llvm(vector))
+
+
+def _element_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+
+
+def _call(builder: Any, name: str, vector: Vector, args: Any) -> Any:
+    """Call the LLVM intrinsic `name` on operands of one vector type."""
+    llvm = _llvm(vector)
+    bits = {types.float32: "f32", types.float64: "f64"}[vector.element]
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(llvm, [llvm] * len(args)), f"{name}.v{vector.lanes}{bits}"
+    )
+    return builder.call(function, args)
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def load(typing: Any, lanes: Any, array: Any, index: Any) -> Any:
+    """Return array[index : index + lanes] as a vector."""
+    vector = Vector(array.dtype, lanes.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _element_pointer(context, builder, signature.args[1], args[1], args[2])
+        size = context.get_abi_sizeof(_ELEMENTS[vector.element])
+        return builder.load(builder.bitcast(pointer, _llvm(vector).as_pointer()), align=size)
+
+    return vector(lanes, array, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
+    """Write a vector to array[index : index + lanes]."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _element_pointer(context, builder, signature.args[0], args[0], args[1])
+        size = context.get_abi_sizeof(_ELEMENTS[vector.element])
+        builder.store(args[2], builder.bitcast(pointer, args[2].type.as_pointer()), align=size)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def splat(typing: Any, lanes: Any, number: Any) -> Any:
+    """Return a vector whose lanes all hold `number`."""
+    element = types.unliteral(number)
+    vector = Vector(element, lanes.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        llvm = _llvm(vector)
+        zero = ir.Constant(ir.IntType(32), 0)
+        one_lane = builder.insert_element(ir.Constant(llvm, ir.Undefined), args[1], zero)
+        places = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
+        return builder.shuffle_vector(one_lane, ir.Constant(llvm, ir.Undefined), places)
+
+    return vector(lanes, element), generate
+
+
+def _binary(emit: Callable[[Any, Any, Any], Any], result: Any = None) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def operation(typing: Any, x: Any, y: Any) -> Any:
+        out = x if result is None else Vector(result, x.lanes)
+        return out(x, y), lambda context, builder, signature, args: emit(builder, *args)
+
+    return operation
+
+
+add = _binary(lambda builder, x, y: builder.fadd(x, y))
+sub = _binary(lambda builder, x, y: builder.fsub(x, y))
+mul = _binary(lambda builder, x, y: builder.fmul(x, y))
+add_int = _binary(lambda builder, x, y: builder.add(x, y))
+# false for NaN, so that a comparison never proves anything about one
+greater = _binary(lambda builder, x, y: builder.fcmp_ordered(">", x, y), types.boolean)
+larger = _binary(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))
+smaller = _binary(lambda builder, x, y: builder.select(builder.fcmp_ordered("<", x, y), x, y))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fma(typing: Any, x: Any, y: Any, z: Any) -> Any:
+    """Return x * y + z, rounded once."""
+    return x(x, y, z), lambda context, builder, signature, args: _call(
+        builder, "llvm.fma", signature.return_type, args
+    )
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pick(typing: Any, mask: Any, x: Any, y: Any) -> Any:
+    """Return x where the mask holds, else y."""
+    return x(mask, x, y), lambda context, builder, signature, args: builder.select(*args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def widen(typing: Any, x: Any) -> Any:
+    """Return float32 lanes as float64, exactly."""
+    wide = Vector(types.float64, x.lanes)
+    return wide(x), lambda context, builder, signature, args: builder.fpext(args[0], _llvm(wide))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def rounded(typing: Any, x: Any) -> Any:
+    """Return float64 lanes as int64, to nearest, ties to even."""
+    whole = Vector(types.int64, x.lanes)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name = f"llvm.lrint.v{x.lanes}i64.v{x.lanes}f64"
+        kind = ir.FunctionType(_llvm(whole), [_llvm(x)])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    return whole(x), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def unproved_lanes(typing: Any, mask: Any) -> Any:
+    """Return the lanes where the mask does *not* hold as a bit set."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = ir.IntType(mask.lanes)
+        bits = builder.not_(builder.bitcast(args[0], lanes))
+        return bits if mask.lanes == 64 else builder.zext(bits, ir.IntType(64))
+
+    return types.uint64(mask), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lowest_bit(typing: Any, bits: Any) -> Any:
+    """Return the position of the lowest bit set of a nonzero uint64."""
+    return types.intp(types.uint64), lambda context, builder, signature, args: builder.cttz(
+        args[0], ir.Constant(ir.IntType(1), 1)
+    )
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def take_next(typing: Any, counter: Any) -> Any:
+    """Add one to counter[0] atomically and return what it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        zero = ir.Constant(ir.IntType(64), 0)
+        pointer = _element_pointer(context, builder, signature.args[0], args[0], zero)
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+TRANSPOSE = 16
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def centre_transposed(
+    typing: Any, rows: Any, start: Any, dim: Any, scale: Any, centre: Any, column: Any, out: Any, at: Any
+) -> Any:
+    """Write scale * rows - centre of 16 rows and 16 columns, transposed.
+
+    out[at + j * ROW_LANES + i] = fma(rows[start + i * dim + j], scale, -centre[column + j])
+    """
+    vector = Vector(types.float32, TRANSPOSE)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows_, start_, dim_, scale_, centre_, column_, out_, at_ = args
+        kinds = signature.args
+        llvm = _llvm(vector)
+        constant = lambda n: ir.Constant(ir.IntType(64), n)  # noqa: E731
+
+        def read(kind: Any, array: Any, index: Any) -> Any:
+            pointer = _element_pointer(context, builder, kind, array, index)
+            return builder.load(builder.bitcast(pointer, llvm.as_pointer()), align=4)
+
+        places = [ir.Constant(ir.IntType(32), i) for i in range(TRANSPOSE)]
+        factor = ir.Constant(llvm, ir.Undefined)
+        for place in places:
+            factor = builder.insert_element(factor, scale_, place)
+        shift = builder.fneg(read(kinds[4], centre_, column_))
+        lines = [
+            _call(
+                builder,
+                "llvm.fma",
+                vector,
+                [read(kinds[0], rows_, builder.add(start_, builder.mul(dim_, constant(i)))), factor, shift],
+            )
+            for i in range(TRANSPOSE)
+        ]
+        # log2(16) rounds of interleaving line i with line i + 8 transpose 16 x 16
+        half = TRANSPOSE // 2
+        order = lambda first: ir.Constant(  # noqa: E731
+            ir.VectorType(ir.IntType(32), TRANSPOSE),
+            [first + i // 2 + (TRANSPOSE if i % 2 else 0) for i in range(TRANSPOSE)],
+        )
+        for _ in range(TRANSPOSE.bit_length() - 1):
+            lines = [
+                builder.shuffle_vector(lines[i], lines[i + half], order(first))
+                for i in range(half)
+                for first in (0, half)
+            ]
+        for j, line in enumerate(lines):
+            index = builder.add(at_, constant(j * ROW_LANES))
+            pointer = _element_pointer(context, builder, kinds[6], out_, index)
+            builder.store(line, builder.bitcast(pointer, llvm.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    signature = types.void(
+        rows, types.intp, types.intp, types.float32, centre, types.intp, out, types.intp
+    )
+    return signature, generate

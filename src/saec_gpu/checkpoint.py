@@ -1,0 +1,213 @@
+"""What a run leaves behind so that, killed at any moment, it continues to the same bytes.
+
+    DIR/run.json               parameters and the state of the sources; a run with others is refused
+    DIR/<number>.statistics.npz   once a field's rows were read for the first time
+    DIR/<number>.fit.npz          after passes of the fit
+    DIR/<number>.done.npz         the finished codebook and record; codes beside it
+    DIR/<number>.codes.npy
+    DIR/finished.json          which artifact came of it
+
+Every file is written beside and moved into place, so it is there whole or not at all. Nothing here
+depends on how rows were chunked, on threads, memory or backend: those may change on resume.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saec_gpu.clustering.lloyd import FieldFit
+from saec_gpu.data import Float32, Sample, Statistics
+from saec_gpu.errors import CheckpointError
+
+CHECKPOINT_VERSION = 1
+# saving a fit may cost at most a twentieth of the time
+SAVE_SHARE = 20
+
+
+class Checkpoint:
+    """The folder of one run.
+
+    Parameters
+    ----------
+    folder : path
+        Made if missing.
+    identity : mapping
+        What must be the same on resume, JSON-able: parameters, tables, weights.
+
+    Raises
+    ------
+    CheckpointError
+        The folder belongs to another run, or is no checkpoint. Says what differs.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        wanted = json.loads(json.dumps({"checkpoint_version": CHECKPOINT_VERSION, **identity}))
+        run_file = folder / "run.json"
+        if run_file.exists():
+            self._compare(_read_json(run_file), wanted)
+        elif folder.exists() and any(not _is_temporary(entry) for entry in folder.iterdir()):
+            raise CheckpointError(
+                f'"{folder}" is not empty and holds no run.json, so it is no checkpoint of saec; '
+                "name an empty or new folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if not run_file.exists():
+            _write(run_file, _json_bytes(wanted))
+        self._next_save = 0.0
+
+    def _compare(self, found: Any, wanted: Mapping[str, Any]) -> None:
+        differences = [
+            f"{key} was {_short(found.get(key))}, now {_short(wanted.get(key))}"
+            for key in sorted(set(found) | set(wanted))
+            if found.get(key) != wanted.get(key)
+        ]
+        if differences:
+            raise CheckpointError(
+                f'the checkpoint "{self.folder}" belongs to another run: {"; ".join(differences)}. '
+                "Resume may change backend, chunk rows, threads and memory, nothing else; delete the "
+                "folder to begin anew"
+            )
+
+    def codes_path(self, number: int) -> Path:
+        """Return where the field's packed codes are written."""
+        return self.folder / f"{number}.codes.npy"
+
+    def save_statistics(self, number: int, statistics: Statistics) -> None:
+        """Keep a field's statistics and sample."""
+        sample = statistics.sample
+        arrays: dict[str, NDArray[Any]] = {
+            "minimum": statistics.minimum,
+            "maximum": statistics.maximum,
+            "exponents": np.array(sorted(statistics.exponents.items()), np.int64).reshape(-1, 2),
+            "n_rows": np.array(statistics.n_rows),
+            "weighted": np.array(statistics.weighted),
+            "index": sample.index,
+            "rows": sample.rows,
+            "priority": sample.priority,
+            "weights": sample.weights,
+        }
+        if statistics.distinct is not None:
+            arrays["distinct"] = statistics.distinct
+        _write_arrays(self.folder / f"{number}.statistics.npz", arrays)
+
+    def statistics(self, number: int) -> Statistics | None:
+        """Return a field's statistics if they were kept."""
+        arrays = _read_arrays(self.folder / f"{number}.statistics.npz")
+        if arrays is None:
+            return None
+        return Statistics(
+            int(arrays["n_rows"]),
+            arrays["minimum"],
+            arrays["maximum"],
+            {int(e): int(count) for e, count in arrays["exponents"]},
+            bool(arrays["weighted"]),
+            arrays.get("distinct"),
+            Sample(arrays["index"], arrays["rows"], arrays["priority"], arrays["weights"]),
+        )
+
+    def save_fits(self, fits: Mapping[int, FieldFit]) -> None:
+        """Keep the fits after a pass, unless the last saving is too near for its cost."""
+        begun = time.monotonic()
+        if begun < self._next_save:
+            return
+        for number, fit in fits.items():
+            arrays: dict[str, NDArray[Any]] = {
+                "codewords": fit.codewords,
+                "iterations": np.array(fit.iterations),
+                "stopped": np.array(fit.stopped or ""),
+            }
+            if fit.counts is not None:
+                arrays["counts"] = fit.counts
+            _write_arrays(self.folder / f"{number}.fit.npz", arrays)
+        ended = time.monotonic()
+        self._next_save = ended + SAVE_SHARE * (ended - begun)
+
+    def restore_fit(self, number: int, fit: FieldFit) -> bool:
+        """Bring a fit to where it was kept; return whether it was."""
+        arrays = _read_arrays(self.folder / f"{number}.fit.npz")
+        if arrays is None:
+            return False
+        fit.codewords = arrays["codewords"]
+        fit.iterations = int(arrays["iterations"])
+        fit.stopped = {"": None, "shift": "shift", "max_iter": "max_iter"}[str(arrays["stopped"])]  # type: ignore[assignment]
+        fit.counts = arrays.get("counts")
+        return True
+
+    def save_done(self, number: int, codebook: Float32, record: Mapping[str, Any]) -> None:
+        """Keep a field's final codebook and manifest record; its codes are in place already."""
+        arrays = {"codebook": codebook, "record": np.frombuffer(_json_bytes(record), np.uint8)}
+        _write_arrays(self.folder / f"{number}.done.npz", arrays)
+
+    def done(self, number: int) -> tuple[Float32, dict[str, Any]] | None:
+        """Return a finished field's codebook and record."""
+        arrays = _read_arrays(self.folder / f"{number}.done.npz")
+        if arrays is None or not self.codes_path(number).exists():
+            return None
+        return arrays["codebook"], json.loads(arrays["record"].tobytes())
+
+    def save_finished(self, manifest_sha256: str) -> None:
+        """Note which artifact came of the run."""
+        _write(self.folder / "finished.json", _json_bytes({"manifest_sha256": manifest_sha256}))
+
+    def finished(self) -> str | None:
+        """Return the SHA-256 of the manifest that came of the run, None before its end."""
+        path = self.folder / "finished.json"
+        return str(_read_json(path)["manifest_sha256"]) if path.exists() else None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    limit = 200
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).encode()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as err:
+        raise CheckpointError(f'"{path}" is not JSON: it was altered; delete the checkpoint') from err
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.endswith(".tmp")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put a file in place whole, on disk."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    _write(path, buffer.getvalue())
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as err:
+        raise CheckpointError(f'"{path}" cannot be read: it was altered; delete the checkpoint') from err

@@ -1,0 +1,124 @@
+"""How many codewords each field gets."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from saec_gpu.errors import ParamError
+from saec_gpu.packing import packed_size
+from saec_gpu.sources import TableField
+
+logger = logging.getLogger(__name__)
+
+MOST_BY_FRACTION = 65_536  # 16-bit codes; who wants more asks for a number
+MOST_CODEWORDS = 2**20
+CODEWORD_BYTES = 4  # float32
+BISECTIONS = 60  # halves (0, 1] down to neighbouring float64 numbers
+
+CodewordsParam = int | float | Mapping[str, int | float]
+
+
+def encoded_bytes(field: TableField, n_codewords: int) -> int:
+    """Return counted bytes of a field's codebook and codes, or of its rows where that is less."""
+    if field.n_rows == 0:
+        return 0
+    coded = n_codewords * field.dim * CODEWORD_BYTES + packed_size(field.n_rows, n_codewords)
+    return min(coded, field.nbytes)
+
+
+def kept_whole(field: TableField, n_codewords: int) -> bool:
+    """Return whether codes would gain nothing, so that the field's rows are stored as they are."""
+    return encoded_bytes(field, n_codewords) == field.nbytes
+
+
+def codewords_by_field(
+    fields: Mapping[str, TableField], codewords: CodewordsParam
+) -> dict[str, int]:
+    """Return the codewords asked of each field.
+
+    Parameters
+    ----------
+    fields : mapping of name to TableField
+    codewords : int, fraction or mapping
+        A number for every field; a fraction in (0, 1] of its rows, at most 65,536; or one of both
+        for each field by name.
+
+    Raises
+    ------
+    ParamError
+        A number below 1 or above 2^20, a fraction outside (0, 1], names that are not the fields'.
+    """
+    if isinstance(codewords, Mapping):
+        unknown = sorted(set(codewords) - set(fields))
+        missing = sorted(set(fields) - set(codewords))
+        if unknown or missing:
+            raise ParamError(
+                f"codewords must name each field once; unknown: {unknown or 'none'}, missing: "
+                f"{missing or 'none'}; the fields are {sorted(fields)}"
+            )
+        return {name: _field_codewords(field, codewords[name]) for name, field in fields.items()}
+    return {name: _field_codewords(field, codewords) for name, field in fields.items()}
+
+
+def _field_codewords(field: TableField, asked: Any) -> int:
+    if isinstance(asked, Integral) and not isinstance(asked, bool):
+        if not 1 <= asked <= MOST_CODEWORDS:
+            raise ParamError(
+                f'{asked} codewords were asked of field "{field.name}"; give 1 to {MOST_CODEWORDS}, '
+                "or a fraction such as 0.01"
+            )
+        return int(asked)
+    if isinstance(asked, Real) and not isinstance(asked, bool) and 0.0 < asked <= 1.0:
+        wanted = max(1, round(float(asked) * field.n_rows))
+        if wanted > MOST_BY_FRACTION:
+            logger.info(
+                'field "%s": %s of %d rows would be %d codewords; %d are taken, the most that a '
+                "fraction gives; ask for a number to have more",
+                field.name, asked, field.n_rows, wanted, MOST_BY_FRACTION,
+            )  # fmt: skip
+        return min(wanted, MOST_BY_FRACTION)
+    raise ParamError(
+        f'codewords={asked!r} was given for field "{field.name}"; give a whole number from 1, or a '
+        "fraction of the rows in (0, 1]"
+    )
+
+
+def codewords_for_ratio(fields: Mapping[str, TableField], ratio: float) -> dict[str, int]:
+    """Return codewords such that the tables shrink by `ratio`, counted bytes for counted bytes.
+
+    One fraction of the rows for every field, the largest whose codebooks and packed codes fit;
+    fields where codes would gain nothing are kept whole and counted so.
+
+    Raises
+    ------
+    ParamError
+        The ratio is not above 1, or out of reach even with one codeword a field.
+    """
+    if not (isinstance(ratio, Real) and math.isfinite(ratio) and ratio > 1):
+        raise ParamError(f"ratio={ratio!r} was given; give a number above 1, such as 27.7")
+    table_bytes = sum(field.nbytes for field in fields.values())
+    target = table_bytes / ratio
+
+    def counted(fraction: float) -> int:
+        return sum(
+            encoded_bytes(field, _rows_share(field, fraction)) for field in fields.values()
+        )
+
+    low, high = 0.0, 1.0
+    if counted(low) > target:
+        raise ParamError(
+            f"ratio={ratio} was given, but one codeword a field already takes {counted(low)} of "
+            f"{table_bytes} bytes; the most that can be asked here is {table_bytes / counted(low):.4g}"
+        )
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if counted(middle) <= target else (low, middle)
+    return {name: _rows_share(field, low) for name, field in fields.items()}
+
+
+def _rows_share(field: TableField, fraction: float) -> int:
+    return min(max(1, round(fraction * field.n_rows)), MOST_BY_FRACTION)

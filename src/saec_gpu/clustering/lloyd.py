@@ -1,0 +1,201 @@
+"""Lloyd's iterations over many fields at once: update, repair, stop (DEFINITIONS E, F, G).
+
+The loop is written against a backend and a function that yields chunks, so it serves rows that stay
+in memory, rows that are read anew each pass, and any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from saec_gpu.backends.protocol import Backend
+from saec_gpu.clustering.compiled_loops import (
+    limbs_to_float,
+    lower_distances,
+    squared_shift,
+    weighted_mean,
+    weighted_variance,
+    worst_served,
+)
+from saec_gpu.data import (
+    Chunk,
+    Codebook,
+    FixedPoint,
+    Float32,
+    Float64,
+    Int64,
+    Partial,
+    Sample,
+    Statistics,
+    chunk_of,
+)
+
+Chunks = Callable[[Collection[str]], Iterable[Chunk]]
+
+
+@dataclass(eq=False)
+class FieldFit:
+    """One field on its way from seeds to codewords.
+
+    Attributes
+    ----------
+    statistics : Statistics
+    fixed_point : FixedPoint
+    variance : float
+        V, mean weighted variance of a column over the sample.
+    codewords : float32 (k, dim)
+    iterations : int
+        Passes done.
+    stopped : "shift", "max_iter" or None
+        The rule that froze the field; None while it moves.
+    counts : int64 (k,) or None
+        Rows per codeword in the last pass.
+    """
+
+    statistics: Statistics
+    fixed_point: FixedPoint
+    variance: float
+    codewords: Float32
+    iterations: int = 0
+    stopped: Literal["shift", "max_iter"] | None = None
+    counts: Int64 | None = None
+
+    def ordered(self) -> Float32:
+        """Return the codewords by rows in the last pass, descending; ties to the lower index."""
+        if self.counts is None:
+            return self.codewords
+        order = np.lexsort((np.arange(len(self.counts)), -self.counts))
+        return self.codewords[order]
+
+
+def sample_variance(sample: Sample) -> float:
+    """Return V of DEFINITIONS G."""
+    mean = np.zeros(sample.rows.shape[1])
+    weighted_mean(sample.rows, sample.weights, mean)
+    return float(weighted_variance(sample.rows, sample.weights, mean))
+
+
+def fit_pass(
+    backend: Backend, chunks: Iterable[Chunk], fits: Mapping[str, FieldFit]
+) -> tuple[Mapping[str, Partial], Mapping[str, int]]:
+    """Return the partials of all rows under the present codewords, and the rows rechecked.
+
+    `chunks` must hold every row of the fields once.
+    """
+    codebooks = backend.load_codebooks(
+        {name: Codebook(fit.codewords, fit.fixed_point) for name, fit in fits.items()}
+    )
+    for chunk in chunks:
+        backend.assign_accumulate(backend.load_rows(chunk), codebooks)
+    return backend.partials(codebooks), backend.rechecked(codebooks)
+
+
+def finish_pass(
+    backend: Backend, fit: FieldFit, partial: Partial, *, tol: float, max_iter: int
+) -> None:
+    """Move a field's codewords by one update and repair, and freeze it if a rule says so."""
+    codewords = updated(fit.codewords, partial, fit.fixed_point, fit.statistics)
+    empty = np.flatnonzero(_empty(partial))
+    if len(empty):
+        codewords = repaired(backend, codewords, empty, fit.statistics.sample)
+    shift = squared_shift(codewords, fit.codewords)
+    fit.codewords = codewords
+    fit.counts = partial.counts
+    fit.iterations += 1
+    if shift <= tol * fit.variance:
+        fit.stopped = "shift"
+    elif fit.iterations >= max_iter:
+        fit.stopped = "max_iter"
+
+
+def updated(
+    codewords: Float32, partial: Partial, fixed_point: FixedPoint, statistics: Statistics
+) -> Float32:
+    """Return the weighted means of the codewords' rows; codewords without weight as they are.
+
+    c_j = f32(ldexp(f64(S_cj) / f64(W_c), a_j)), held within the column's range: where weights span
+    many binary orders a mean of few integer units could fall outside, up to infinity.
+    """
+    moved = codewords.copy()
+    used = ~_empty(partial)
+    sums = _to_float(partial.sums[used], _part(partial.sums_low, used))
+    weight_sums = _to_float(partial.weight_sums[used], _part(partial.weight_sums_low, used))
+    means = np.ldexp(sums / weight_sums[:, None], fixed_point.column_exponents)
+    means = np.clip(
+        means, statistics.minimum.astype(np.float64), statistics.maximum.astype(np.float64)
+    )
+    moved[used] = means.astype(np.float32) + np.float32(0.0)
+    return moved
+
+
+def repaired(backend: Backend, codewords: Float32, empty: Int64, sample: Sample) -> Float32:
+    """Return the codewords with the empty ones refilled, ascending, from the worst-served rows.
+
+    Worst served is the sample row of greatest ω·(least distance to the codewords that are not empty
+    or already refilled). Where every row is met exactly, a codeword keeps its value.
+    """
+    repaired_words = codewords.copy()
+    live = np.delete(codewords, empty, axis=0)
+    rows = backend.load_rows(chunk_of("sample", sample.rows))
+    found = backend.assign(rows, backend.load_codebooks({"sample": Codebook(live)}), distances=True)
+    least: Float64 = np.array(found.distances)
+    columns = np.ascontiguousarray(sample.rows.T)
+    for code in empty:
+        row = worst_served(sample.weights, least)
+        if row < 0:
+            break
+        repaired_words[code] = sample.rows[row]
+        lower_distances(columns, sample.rows[row], least)
+    return repaired_words
+
+
+def _empty(partial: Partial) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Return which codewords have no weight."""
+    empty: np.ndarray[tuple[int], np.dtype[np.bool_]] = partial.weight_sums == 0
+    if partial.weight_sums_low is not None:
+        empty &= partial.weight_sums_low == 0
+    return empty
+
+
+def _part(array: Int64 | None, places: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Int64 | None:
+    return None if array is None else array[places]
+
+
+def _to_float(high: Int64, low: Int64 | None) -> Float64:
+    """Return the sums as float64, each rounded once."""
+    if low is None:
+        return high.astype(np.float64)
+    out = np.empty(high.size)
+    limbs_to_float(high.reshape(-1), low.reshape(-1), out)
+    return out.reshape(high.shape)
+
+
+def fit(
+    backend: Backend,
+    chunks: Chunks,
+    fits: Mapping[str, FieldFit],
+    *,
+    tol: float,
+    max_iter: int,
+    after_pass: Callable[[Mapping[str, int]], None],
+) -> None:
+    """Iterate until every field has stopped.
+
+    Parameters
+    ----------
+    chunks : function
+        Given the names of fields, yields chunks that hold each of their rows once.
+    fits : mapping of name to FieldFit
+        Moved in place; fields already stopped are left alone.
+    after_pass : function
+        Called after each pass with the rows rechecked per field; the place for progress and checkpoints.
+    """
+    while active := {name: one for name, one in fits.items() if one.stopped is None}:
+        partials, rechecked = fit_pass(backend, chunks(active.keys()), active)
+        for name, one in active.items():
+            finish_pass(backend, one, partials[name], tol=tol, max_iter=max_iter)
+        after_pass(rechecked)

@@ -1,0 +1,154 @@
+"""What one reading of a field tells before it is clustered (DEFINITIONS B)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from saec_gpu.clustering.compiled_loops import (
+    EXPONENT_BIAS,
+    collect_distinct,
+    column_ranges,
+    count_exponents,
+)
+from saec_gpu.clustering.sampling import Sampler
+from saec_gpu.data import FixedPoint, Float32, Float64, Statistics
+from saec_gpu.errors import NonFiniteRowError, WeightError
+
+LEAST_WEIGHT, GREATEST_WEIGHT = 2.0**-400, 2.0**400
+NARROW_BITS, WIDE_BITS = 62, 94
+# a weight keeps at least 62 − 38 = 24 bits beside the total of all, as many as float32 has
+NARROW_SPAN = 38
+
+
+class _Distinct:
+    """The distinct rows of a field, by first row number, until there are more than `limit`."""
+
+    def __init__(self, limit: int, dim: int) -> None:
+        self._limit = limit
+        self._rows: Float32 = np.zeros((64, dim), np.float32)
+        self._count = 0
+        self._places = np.full(256, -1, np.int64)
+
+    def add(self, rows: Float32) -> None:
+        while self._count <= self._limit and len(rows):
+            # at most one new row each: take as many as there is room for
+            room = min(len(self._rows) - self._count, len(rows))
+            self._count = collect_distinct(
+                rows[:room], self._limit, self._rows, self._count, self._places
+            )
+            rows = rows[room:]
+            if self._count == len(self._rows):
+                self._grow()
+
+    def _grow(self) -> None:
+        """Double the room; the table is filled anew, so that it stays at most half full."""
+        kept = self._rows
+        self._rows = np.zeros((2 * len(kept), kept.shape[1]), np.float32)
+        self._places = np.full(2 * len(self._places), -1, np.int64)
+        self._count = collect_distinct(kept, len(kept), self._rows, 0, self._places)
+
+    def rows(self) -> Float32 | None:
+        """Return the distinct rows, or None where there are more than the limit."""
+        return None if self._count > self._limit else self._rows[: self._count].copy()
+
+
+class StatisticsBuilder:
+    """Gathers a field's statistics from its rows, read in order.
+
+    Parameters
+    ----------
+    field : str
+        Its name; keys the random draws and names the field in errors.
+    n_rows, dim, n_codewords, seed : int
+    weighted : bool
+        Whether weights come with the rows.
+    """
+
+    def __init__(
+        self, field: str, n_rows: int, dim: int, n_codewords: int, seed: int, *, weighted: bool
+    ) -> None:
+        self._field = field
+        self._n_rows = n_rows
+        self._minimum: Float32 = np.full(dim, np.inf, np.float32)
+        self._maximum: Float32 = np.full(dim, -np.inf, np.float32)
+        self._exponents = np.zeros(2 * EXPONENT_BIAS + 2, np.int64)
+        self._distinct = _Distinct(n_codewords, dim)
+        self._sampler = Sampler(n_rows, dim, n_codewords, seed, field)
+        # Weights that turn out to be all zero count as all one, which is known only at the end.
+        self._unweighted = Sampler(n_rows, dim, n_codewords, seed, field) if weighted else None
+
+    def add(self, start: int, rows: Float32, weights: Float64 | None) -> None:
+        """Take rows `start` and following, float32 (n, dim), and their float64 weights if any.
+
+        Raises
+        ------
+        NonFiniteRowError
+            A row holds NaN or infinity (also a float64 that float32 cannot hold).
+        WeightError
+            A weight is negative, not finite, or positive outside [2⁻⁴⁰⁰, 2⁴⁰⁰].
+        """
+        bad = column_ranges(rows, self._minimum, self._maximum)
+        if bad >= 0:
+            raise NonFiniteRowError(
+                f'row {start + bad} of field "{self._field}" holds a value that is not finite in '
+                "float32; every row must be finite: mend or drop that row"
+            )
+        if weights is not None:
+            self._add_weights(start, weights)
+        if weights is not None and self._unweighted is not None and not self._exponents.any():
+            self._unweighted.add(start, rows, None)
+        elif self._unweighted is not None:
+            self._unweighted = None
+        self._distinct.add(rows)
+        self._sampler.add(start, rows, weights)
+
+    def _add_weights(self, start: int, weights: Float64) -> None:
+        bad = count_exponents(weights, LEAST_WEIGHT, GREATEST_WEIGHT, self._exponents)
+        if bad >= 0:
+            raise WeightError(
+                f'row {start + bad} of field "{self._field}" has weight {weights[bad]!r}; a weight is '
+                "0 or a finite number from 2^-400 to 2^400"
+            )
+
+    def statistics(self) -> Statistics:
+        """Return the statistics of all rows taken."""
+        exponents = {
+            int(place) - EXPONENT_BIAS: int(self._exponents[place])
+            for place in np.flatnonzero(self._exponents)
+        }
+        weighted = bool(exponents)
+        sampler = self._sampler
+        if not weighted:
+            exponents = unit_exponents(self._n_rows)
+            sampler = self._unweighted or self._sampler
+        return Statistics(
+            self._n_rows,
+            self._minimum,
+            self._maximum,
+            exponents,
+            weighted,
+            self._distinct.rows(),
+            sampler.sample(),
+        )
+
+
+def unit_exponents(n_rows: int) -> dict[int, int]:
+    """Return the exponents of n weights of 1 = 1/2·2¹."""
+    return {1: n_rows}
+
+
+def total_bits(exponents: dict[int, int]) -> int:
+    """Return b, the least integer with 2^b ≥ P = Σ_e count_e·2^e ≥ Σ w; exact."""
+    least = min(exponents)
+    total = sum(count << (exponent - least) for exponent, count in exponents.items())
+    return least + (total - 1).bit_length()
+
+
+def fixed_point(statistics: Statistics) -> FixedPoint:
+    """Return the exponents with which no total of the field can overflow (DEFINITIONS B)."""
+    bits_of_total = total_bits(statistics.exponents)
+    spread = bits_of_total - min(statistics.exponents)
+    bits = WIDE_BITS if spread > NARROW_SPAN else NARROW_BITS
+    reach = np.maximum(np.abs(statistics.minimum), np.abs(statistics.maximum))
+    exponents = np.frexp(reach.astype(np.float64))[1].astype(np.int64)
+    return FixedPoint(bits, bits - bits_of_total, exponents, statistics.weighted)

@@ -1,0 +1,381 @@
+"""The oracle: DEFINITIONS.md A-H for one field, in plain loops, independent of the package.
+
+Python floats are IEEE float64 and Python ints are exact, so every line means what it says. The
+built-in `sum` is never used on floats: since Python 3.12 it compensates for rounding.
+Rows are (n, dim), rounded once to float32; codewords float32 (k, dim); weights None are all 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Table = NDArray[np.float32]  # rows (n, dim) or codewords (k, dim)
+SEED_LIMIT = 4096  # above it D takes the rows of greatest priority instead of k-means++
+
+
+class Statistics(NamedTuple):
+    """B: what one pass over a field finds."""
+
+    n: int
+    minimum: list[float]  # per column
+    maximum: list[float]
+    exponents: dict[int, int]  # binary exponent of a positive weight -> how often
+    distinct: list[int] | None  # first row of each distinct value; None: more than k
+
+
+class FixedPoint(NamedTuple):
+    """B: the exponents of the sums; `t` scales weights, `s[j]` scales weight times column j."""
+
+    bits: int
+    b: int
+    e_min: int
+    t: int
+    a: list[int]
+    s: list[int]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """C: the sampled rows in row order, their weights omega, the threshold, their priorities."""
+
+    index: list[int]
+    omega: list[float]
+    tau: float
+    q: list[float]
+
+
+class Partial(NamedTuple):
+    """B: exact sums (k, dim), weight sums (k,), rows (k,) of the rows seen, per codeword."""
+
+    sums: list[list[int]]
+    weight_sums: list[int]
+    counts: list[int]
+
+
+class Fit(NamedTuple):
+    """G: what is stored; `counts` are rows per stored codeword in the last fit pass."""
+
+    codewords: Table
+    codes: list[int]
+    iterations: int
+    stopped: str  # "shift", "max_iter" or "distinct"
+    counts: list[int]
+    without_rows: list[int]  # stored codewords that the last assignment gave no row
+
+
+def as_rows(rows: Any) -> Table:
+    """B: rows rounded once to float32; ValueError if one is then not finite."""
+    with np.errstate(over="ignore"):  # an overflow becomes infinity, refused below
+        rounded = np.array(rows).astype(np.float32)
+    if rounded.ndim != 2:
+        raise ValueError(f"rows have shape {rounded.shape}, need (n, dim)")
+    if not np.isfinite(rounded).all():
+        raise ValueError("a value is not finite after rounding to float32")
+    return rounded
+
+
+def field_weights(weights: Any, n: int) -> list[float]:
+    """B: the weights of a whole field as float64, checked; all zero or None: all 1."""
+    if weights is None:
+        return [1.0] * n
+    array = np.asarray(weights).astype(np.float64)
+    if array.shape != (n,):
+        raise ValueError(f"weights have shape {array.shape}, need ({n},)")
+    values: list[float] = array.tolist()
+    for w in values:
+        if w != 0 and not math.ldexp(1.0, -400) <= w <= math.ldexp(1.0, 400):  # NaN fails too
+            raise ValueError(f"weight {w} is neither 0 nor in [2**-400, 2**400]")
+    return values if any(w > 0 for w in values) else [1.0] * n
+
+
+def total(values: Iterable[float]) -> float:
+    """Sum in ascending order from 0.0, each addition rounded."""
+    s = 0.0
+    for value in values:
+        s = s + value
+    return s
+
+
+def stream(purpose: str, seed: int, field: str) -> np.random.Philox:
+    """A: the bit stream of one purpose, seed and field name."""
+    digest = hashlib.sha256(f"{purpose}\0{seed}\0{field}".encode()).digest()
+    return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+
+
+def uniform(raw: int) -> float:
+    """A: U(r), in [0, 1)."""
+    return math.ldexp(float(raw >> 11), -53)
+
+
+def statistics(rows: Any, weights: Any, k: int) -> Statistics:
+    """B: count, range per column, exponents of the weights, distinct rows while at most k."""
+    values = as_rows(rows).tolist()
+    columns = list(zip(*values, strict=True))
+    exponents: dict[int, int] = {}
+    for w in field_weights(weights, len(values)):
+        if w > 0:
+            e = math.frexp(w)[1]
+            exponents[e] = exponents.get(e, 0) + 1
+    first: dict[tuple[float, ...], int] = {}  # -0.0 and 0.0 are one key
+    for i, x in enumerate(values):
+        first.setdefault(tuple(x), i)
+    distinct = list(first.values()) if len(first) <= k else None
+    minimum, maximum = [min(c) for c in columns], [max(c) for c in columns]
+    return Statistics(len(values), minimum, maximum, exponents, distinct)
+
+
+def least_power(p: Fraction) -> int:
+    """B, H: the least integer b with 2**b >= p, for p > 0."""
+    b = 0
+    while Fraction(2) ** b < p:
+        b += 1
+    while Fraction(2) ** (b - 1) >= p:
+        b -= 1
+    return b
+
+
+def fixed_point(
+    exponents: Mapping[int, int], minimum: Sequence[float], maximum: Sequence[float]
+) -> FixedPoint:
+    """B: exponents under which no total of the field overflows; one a column."""
+    p = Fraction(0)
+    for e, count in exponents.items():
+        p += count * Fraction(2) ** e
+    b = least_power(p)
+    e_min = min(exponents)
+    bits = 94 if b - e_min > 38 else 62
+    t = bits - b
+    a = [
+        math.frexp(max(abs(low), abs(high)))[1]  # 0 for a column of zeros
+        for low, high in zip(minimum, maximum, strict=True)
+    ]
+    return FixedPoint(bits, b, e_min, t, a, [t - a_j for a_j in a])
+
+
+def rint_scaled(value: float, exponent: int) -> int:
+    """B, H: rint(ldexp(value, exponent)) as an exact integer, half to even."""
+    return round(math.ldexp(value, exponent))
+
+
+def partial(rows: Any, weights: Any, codes: Sequence[int], k: int, fixed: FixedPoint) -> Partial:
+    """B: sums of the given rows; weights as they stand, so that zeros of one part stay zeros."""
+    values = as_rows(rows).tolist()
+    w = [1.0] * len(values) if weights is None else np.asarray(weights, np.float64).tolist()
+    sums = [[0] * len(fixed.s) for _ in range(k)]
+    weight_sums = [0] * k
+    counts = [0] * k
+    for i, x in enumerate(values):
+        c = int(codes[i])
+        for j, x_j in enumerate(x):
+            sums[c][j] += rint_scaled(w[i] * x_j, fixed.s[j])
+        weight_sums[c] += rint_scaled(w[i], fixed.t)
+        counts[c] += 1
+    return Partial(sums, weight_sums, counts)
+
+
+def sample_size(n: int, k: int) -> int:
+    """C: m, the most rows a sample holds."""
+    return min(n, max(32 * min(k, SEED_LIMIT), 2 * k))
+
+
+def priority(w: float, raw: int) -> float:
+    """C: q of a row of weight w whose draw is raw."""
+    return w / math.ldexp(float(raw >> 11) + 1.0, -53)
+
+
+def sample(rows: Any, weights: Any, k: int, seed: int, field: str) -> Sample:
+    """C: the m rows of greatest priority, ties to the lower row, in row order."""
+    n = len(as_rows(rows))
+    w = field_weights(weights, n)
+    raws = stream("sample", seed, field).random_raw(n)  # the i-th is advance(i // 4), i % 4
+    q = [priority(w[i], int(raws[i])) for i in range(n)]
+    ranked = sorted((i for i in range(n) if w[i] > 0), key=lambda i: (-q[i], i))
+    m = sample_size(n, k)
+    tau = q[ranked[m]] if len(ranked) > m else 0.0
+    index = sorted(ranked[:m])
+    return Sample(index, [max(w[i], tau) for i in index], tau, [q[i] for i in index])
+
+
+def dist(x: Sequence[float], c: Sequence[float]) -> float:
+    """DESIGN.md 1: squared distance in float64, columns ascending, every operation rounded."""
+    s = 0.0
+    for x_j, c_j in zip(x, c, strict=True):
+        t = float(x_j) - float(c_j)
+        s = s + t * t
+    return s
+
+
+def seeds(sample: Sample, rows: Any, k: int, seed: int, field: str) -> Table:
+    """D: at most k rows of the sample, bit for bit."""
+    table = as_rows(rows)
+    if k > SEED_LIMIT:
+        ranked = sorted(range(len(sample.index)), key=lambda i: (-sample.q[i], sample.index[i]))
+        return table[[sample.index[i] for i in ranked[:k]]]
+    x = table[sample.index].tolist()
+    draws = stream("seed", seed, field)
+    chosen: list[int] = []
+    p = list(sample.omega)
+    least = [math.inf] * len(x)
+    while len(chosen) < k:
+        cumulative, s = [], 0.0
+        for p_i in p:
+            s = s + p_i
+            cumulative.append(s)
+        if s == 0:
+            break
+        target = uniform(int(draws.random_raw())) * s
+        i = 0
+        while not cumulative[i] > target:
+            i += 1
+        chosen.append(i)
+        least = [min(old, dist(x_i, x[i])) for old, x_i in zip(least, x, strict=True)]
+        p = [omega * nearby for omega, nearby in zip(sample.omega, least, strict=True)]
+    return table[[sample.index[i] for i in chosen]]
+
+
+def nearest(row: Sequence[float], codewords: Sequence[Sequence[float]]) -> tuple[int, float]:
+    """DESIGN.md 2: the codeword of least distance, ties to the lower index, and that distance."""
+    code, least = -1, math.inf
+    for c, codeword in enumerate(codewords):
+        d = dist(row, codeword)
+        if d < least:
+            code, least = c, d
+    return code, least
+
+
+def assign(rows: Any, codewords: Any) -> tuple[list[int], list[float]]:
+    """DESIGN.md 2: code and distance of every row."""
+    words = as_rows(codewords).tolist()
+    found = [nearest(x, words) for x in as_rows(rows).tolist()]
+    return [code for code, _ in found], [d for _, d in found]
+
+
+def update(  # noqa: PLR0917 - the order of the paragraphs
+    codewords: Any,
+    partial: Partial,
+    fixed: FixedPoint,
+    minimum: Sequence[float],
+    maximum: Sequence[float],
+    sample: Sample,
+    rows: Any,
+) -> Table:
+    """E and F: weighted means within the range of the data, then empty codewords refilled."""
+    table, new = as_rows(rows), as_rows(codewords).copy()
+    live: list[int] = []
+    for c, weight_sum in enumerate(partial.weight_sums):
+        if weight_sum == 0:
+            continue
+        live.append(c)
+        for j, a_j in enumerate(fixed.a):
+            mean = math.ldexp(float(partial.sums[c][j]) / float(weight_sum), a_j)
+            mean = min(max(mean, minimum[j]), maximum[j])
+            new[c, j] = np.float32(mean) + np.float32(0)  # no -0.0
+    for c in [c for c in range(len(new)) if c not in live]:
+        words = new[live].tolist()
+        g = [
+            omega * nearest(table[i].tolist(), words)[1]
+            for i, omega in zip(sample.index, sample.omega, strict=True)
+        ]
+        worst = g.index(max(g))  # the first of the greatest: ties to the lower row
+        if g[worst] > 0:
+            new[c] = table[sample.index[worst]]
+            live.append(c)
+    return new
+
+
+def variance(sample: Sample, rows: Any) -> float:
+    """G: V, the weighted variance of the sample, mean over columns."""
+    x = as_rows(rows)[sample.index].tolist()
+    omega_sum = total(sample.omega)
+    by_column: list[float] = []
+    for column in zip(*x, strict=True):
+        pairs = list(zip(sample.omega, column, strict=True))
+        m = total(omega * x_i for omega, x_i in pairs) / omega_sum
+        by_column.append(total(omega * ((x_i - m) * (x_i - m)) for omega, x_i in pairs))
+    return total(by_column) / omega_sum / len(by_column)
+
+
+def shift(new: Any, old: Any) -> float:
+    """G: the squared movement; inner sum over columns, outer over codewords."""
+    pairs = zip(as_rows(new).tolist(), as_rows(old).tolist(), strict=True)
+    return total(dist(new_c, old_c) for new_c, old_c in pairs)
+
+
+def fit(  # noqa: PLR0917
+    rows: Any,
+    weights: Any,
+    k: int,
+    seed: int = 0,
+    field: str = "x",
+    tol: float = 1e-4,
+    max_iter: int = 25,
+    initial: Any = None,
+) -> Fit:
+    """B to G: what is stored for the field; `initial` codewords take the place of D."""
+    if k < 1 or max_iter < 1:
+        raise ValueError(f"k is {k} and max_iter is {max_iter}; both must be at least 1")
+    table = as_rows(rows)
+    w = field_weights(weights, len(table))
+    found = statistics(table, w, k)
+    if found.distinct is not None:
+        codewords = table[found.distinct]
+        codes, _ = assign(table, codewords)
+        counts = [codes.count(c) for c in range(len(codewords))]
+        return Fit(codewords, codes, 0, "distinct", counts, [])
+    fixed = fixed_point(found.exponents, found.minimum, found.maximum)
+    drawn = sample(table, w, k, seed, field)
+    codewords = seeds(drawn, table, k, seed, field) if initial is None else as_rows(initial)
+    threshold = tol * variance(drawn, table)
+    iterations, stopped = 0, "max_iter"
+    while stopped == "max_iter" and iterations < max_iter:
+        codes, _ = assign(table, codewords)
+        sums = partial(table, w, codes, len(codewords), fixed)
+        old = codewords
+        codewords = update(old, sums, fixed, found.minimum, found.maximum, drawn, table)
+        iterations += 1
+        if shift(codewords, old) <= threshold:
+            stopped = "shift"
+    order = sorted(range(len(codewords)), key=lambda c: (-sums.counts[c], c))
+    codewords = codewords[order]
+    codes, _ = assign(table, codewords)
+    without_rows = [c for c in range(len(codewords)) if c not in codes]
+    counts = [sums.counts[c] for c in order]
+    return Fit(codewords, codes, iterations, stopped, counts, without_rows)
+
+
+def error_exponent(minimum: Sequence[float], maximum: Sequence[float]) -> int:
+    """H: D, so that no distance inside the range of the data exceeds 2**D."""
+    p = Fraction(0)
+    for low, high in zip(minimum, maximum, strict=True):
+        if high > low:
+            p += Fraction(4) ** (math.frexp(high - low)[1] + 1)
+    return least_power(p) if p > 0 else 0
+
+
+def errors(
+    rows: Any, weights: Any, codewords: Any, codes: Sequence[int]
+) -> tuple[int, float, int, float]:
+    """H: `sse` and `weighted_sse`, each as its exact integer and as float64."""
+    table, words = as_rows(rows), as_rows(codewords).tolist()
+    dists = [dist(x, words[int(codes[i])]) for i, x in enumerate(table.tolist())]
+    result: list[tuple[int, float]] = []
+    for w in ([1.0] * len(dists), field_weights(weights, len(dists))):
+        if not dists:
+            result.append((0, 0.0))
+            continue
+        found = statistics(table, w, 0)
+        b = fixed_point(found.exponents, found.minimum, found.maximum).b
+        scale = 94 - b - error_exponent(found.minimum, found.maximum)
+        exact = 0
+        for w_i, d in zip(w, dists, strict=True):
+            exact += rint_scaled(w_i * d, scale)
+        result.append((exact, math.ldexp(float(exact), -scale)))
+    return (*result[0], *result[1])
