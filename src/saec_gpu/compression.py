@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from saec_gpu.artifact import Artifact, EncodedField, check_out, load, write_artifact
+from saec_gpu.artifact import Artifact, load
+from saec_gpu.artifact_writer import EncodedField, check_out, write_artifact
 from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.checkpoint import Checkpoint
@@ -157,10 +158,11 @@ def compress(
             finished = _finished(kept, Path(out))
             if finished is not None:
                 return finished
+            check_out(out, overwrite=overwrite)
         else:
+            check_out(out, overwrite=overwrite)
             folder = Path(stack.enter_context(_scratch_beside(Path(out))))
             kept = None
-        check_out(Path(out), overwrite=overwrite)
         run = _Run(
             source, weight_source, params, engine, folder, kept, progress or (lambda _: None),
             by_piece=chunk_rows is not None,
@@ -185,9 +187,7 @@ def compress(
 
 def _scratch_beside(out: Path) -> tempfile.TemporaryDirectory[str]:
     """Return a temporary folder on the file system that the artifact will be on."""
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=f".{out.name}.codes-", dir=parent)
+    return tempfile.TemporaryDirectory(prefix=f".{out.name}.codes-", dir=out.absolute().parent)
 
 
 def _checked_params(
@@ -199,11 +199,6 @@ def _checked_params(
     tol: float,
     chunk_rows: int | None,
 ) -> _Params:
-    if codewords is not None and ratio is not None:
-        raise ParamError(
-            f"codewords={codewords!r} and ratio={ratio!r} were both given; each decides the number "
-            "of codewords: give one"
-        )
     for name, value, least in (("seed", seed, 0), ("max_iter", max_iter, 1), ("chunk_rows", chunk_rows, 1)):  # fmt: skip
         if value is None and name == "chunk_rows":
             continue
@@ -211,13 +206,28 @@ def _checked_params(
             raise ParamError(f"{name}={value!r} was given; give a whole number from {least}")
     if not (isinstance(tol, int | float) and np.isfinite(tol) and tol >= 0):
         raise ParamError(f"tol={tol!r} was given; give a finite number from 0")
-    if ratio is not None:
-        by_field = codewords_for_ratio(source.fields, ratio)
-    else:
-        by_field = codewords_by_field(
-            source.fields, DEFAULT_CODEWORDS if codewords is None else codewords
-        )
+    by_field = asked_codewords(source.fields, codewords, ratio)
     return _Params(by_field, int(seed), int(max_iter), float(tol))
+
+
+def asked_codewords(
+    fields: Mapping[str, TableField], codewords: CodewordsParam | None, ratio: float | None
+) -> dict[str, int]:
+    """Return the codewords of each field from what `compress` was given; a hundredth by default.
+
+    Raises
+    ------
+    ParamError
+        Both were given, or one is outside what it may be.
+    """
+    if codewords is not None and ratio is not None:
+        raise ParamError(
+            f"codewords={codewords!r} and ratio={ratio!r} were both given; each decides the number "
+            "of codewords: give one"
+        )
+    if ratio is not None:
+        return codewords_for_ratio(fields, ratio)
+    return codewords_by_field(fields, DEFAULT_CODEWORDS if codewords is None else codewords)
 
 
 def parse_bytes(text: int | str) -> int:

@@ -1,9 +1,9 @@
 """Folders that are written whole or not at all, and put in place of the ones they replace.
 
 A folder `out` is written as `<out>.writing` beside it, flushed, and renamed. Where one is replaced,
-the two change places in one step (`renameat2` with RENAME_EXCHANGE, Linux); elsewhere the old one is
-first renamed to `<out>.previous`, and `finish_swap` completes a swap that was interrupted between the
-two renames. A file `replaces-previous` in the new folder says that this is under way: a
+the two change places in one step (`renameat2` with RENAME_EXCHANGE, Linux); elsewhere the old one
+is first renamed to `<out>.previous`, and `finish_swap` completes a swap that was interrupted
+between the two renames. A file `replaces-previous` in the new folder says that this is under way: a
 `<out>.previous` that somebody made by hand is never touched.
 
 Who writes holds a lock (flock) on `<out>.writing`. So a folder that a killed process left there is
@@ -18,8 +18,10 @@ import fcntl
 import os
 import shutil
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 from saec_gpu.errors import ArtifactError
@@ -50,6 +52,66 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class OpenFolder:
+    """An open folder. It stays the same one when another is put in its place or it is moved.
+
+    Raises
+    ------
+    OSError
+        There is no folder at path that can be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def in_place(self) -> bool:
+        """Return whether the folder still has its path."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
+        except OSError:
+            return False
+
+    def open(self, name: str) -> BufferedReader:
+        """Return a file of the folder, opened for reading.
+
+        Raises
+        ------
+        ArtifactError
+            It is not there any more or cannot be read.
+        """
+        try:
+            return open(
+                name, "rb", opener=lambda name, flags: os.open(name, flags, dir_fd=self._descriptor)
+            )
+        except OSError as err:
+            raise self._unreadable(name, err) from err
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a file of the folder.
+
+        Raises
+        ------
+        ArtifactError
+            It is not there any more.
+        """
+        try:
+            return os.stat(name, dir_fd=self._descriptor).st_size
+        except OSError as err:
+            raise self._unreadable(name, err) from err
+
+    def has(self, name: str) -> bool:
+        """Return whether the folder has a file of that name."""
+        return os.access(name, os.F_OK, dir_fd=self._descriptor)
+
+    def _unreadable(self, name: str, err: OSError) -> ArtifactError:
+        return ArtifactError(
+            f'"{self.path / name}" cannot be read ({err.strerror}); if the artifact was replaced '
+            "or removed since it was loaded, load it again, else copy it again or make it anew"
+        )
 
 
 @contextmanager
@@ -102,7 +164,7 @@ def staged(
 
 
 def finish_swap(out: Path) -> None:
-    """Complete the replacement of out (a path without symbolic links) if it was interrupted halfway.
+    """Complete the replacement of out, a path without symbolic links, if it was left half done.
 
     Raises
     ------
@@ -175,7 +237,9 @@ def _claimed(
             raise ArtifactError(
                 f'another process is writing "{folder}"; wait for it, or give another folder'
             )
-        if not is_ours(folder) and not {entry.name for entry in folder.iterdir()} <= names:
+        if not is_ours(folder) and not {entry.name for entry in folder.iterdir()} <= names | {
+            MARKER
+        }:
             _refuse_existing(folder)
         for entry in folder.iterdir():
             if entry.is_dir() and not entry.is_symlink():

@@ -1,10 +1,10 @@
 """Codes in ceil(log2 k) bits, in planes that find any row in O(1).
 
-A code of b bits is cut into planes of 8, 4, 2 and 1 bits: as many eights as fit, then at most one of
-each of the others, so 11 bits are planes of 8, 2 and 1. The first plane holds the lowest bits of the
-codes, the next one the bits above them, and so on. In a plane of w bits row i lies in the bits
-(i·w) mod 8 and up of byte i·w // 8, low bits first: no row crosses a byte. A plane has ceil(n·w / 8)
-bytes, its unused last bits are zero, and planes follow each other without padding.
+A code of b bits is cut into planes of 8, 4, 2 and 1 bits: as many eights as fit, then at most one
+of each of the others, so 11 bits are planes of 8, 2 and 1. The first plane holds the lowest bits of
+the codes, the next one the bits above them, and so on. In a plane of w bits row i lies in the bits
+(i·w) mod 8 and up of byte i·w // 8, low bits first: no row crosses a byte. A plane has
+ceil(n·w / 8) bytes, its unused last bits are zero, and planes follow each other without padding.
 
 A file of codes is a `.npy` file of these bytes, whose header has always 128 bytes.
 """
@@ -24,8 +24,8 @@ from saec_gpu.errors import ArtifactError
 
 HEADER_BYTES = 128
 
-# Codes are packed and unpacked in blocks of this many rows, so that temporaries stay small. A multiple
-# of 8: such a block is a whole number of bytes in each plane.
+# Codes are packed and unpacked in blocks of this many rows, so that temporaries stay small. A
+# multiple of 8: such a block is a whole number of bytes in each plane.
 _BLOCK_ROWS = 1 << 18
 
 _READ_BYTES = 1 << 16
@@ -134,7 +134,8 @@ def unpack(
     Raises
     ------
     ArtifactError
-        The range is not one of 0 .. n_rows, packed has another size, or a code is not below codewords.
+        The range is not one of 0 .. n_rows, packed has another size, or a code is not below
+        codewords.
 
     >>> unpack(np.array([228, 0, 16], np.uint8), 5, 5)
     array([0, 1, 2, 3, 4], dtype=uint8)
@@ -225,8 +226,8 @@ def row_numbers(rows: ArrayLike, n_rows: int, *, field: str | None = None) -> ND
     Raises
     ------
     ArtifactError
-        The numbers are not integers (booleans are not), or one is out of range: the message names the
-        first.
+        The numbers are not integers (booleans are not), or one is out of range: the message names
+        the first.
 
     >>> row_numbers([[1, 0]], 2)
     array([[1, 0]])
@@ -278,8 +279,9 @@ def open_planes(file: BinaryIO, n_rows: int, codewords: int) -> NDArray[np.uint8
     found = os.fstat(file.fileno()).st_size
     if found != HEADER_BYTES + size or file.read(HEADER_BYTES) != npy_header(size):
         raise ArtifactError(
-            f'"{file.name}" ({found} bytes) does not hold the codes of {n_rows} rows for {codewords} '
-            f"codewords, which take {HEADER_BYTES} + {size} bytes; it is unfinished, truncated or altered"
+            f'"{file.name}" ({found} bytes) does not hold the codes of {n_rows} rows for '
+            f"{codewords} codewords, which take {HEADER_BYTES} + {size} bytes; "
+            "it is unfinished, truncated or altered"
         )
     if size <= _READ_BYTES:
         return np.frombuffer(file.read(size), np.uint8)
@@ -291,8 +293,8 @@ class PlaneWriter:
     """Writes the codes of one field, chunk after chunk, into a `.npy` file in planes.
 
     A context manager. When it is left without an exception the file is complete and flushed to the
-    disk; otherwise there is no file. After a kill the file may be there, but without its header, and
-    `open_planes` refuses it.
+    disk; otherwise there is no file. After a kill the file may be there, but without its header,
+    and `open_planes` refuses it.
 
     Parameters
     ----------
@@ -306,8 +308,8 @@ class PlaneWriter:
     Raises
     ------
     ArtifactError
-        The file cannot be written; a code is not below codewords (names the row); more or fewer codes
-        than n_rows came.
+        The file cannot be written; a code is not below codewords (names the row); more or fewer
+        codes than n_rows came.
 
     Notes
     -----
@@ -350,7 +352,8 @@ class PlaneWriter:
         self._write(self._waiting)
         if self._written != self._n_rows:
             raise ArtifactError(
-                f'"{self._path}" was to hold {self._n_rows} codes, but {self._written} were appended'
+                f'"{self._path}" was to hold {self._n_rows} codes, '
+                f"but {self._written} were appended"
             )
         # The header comes last: a file that has one is whole.
         self._write_at(0, b"\0" * HEADER_BYTES, flush=True)
@@ -459,8 +462,8 @@ def _check_packed(packed: NDArray[np.uint8], n_rows: int, codewords: int) -> Non
     size = packed_size(n_rows, codewords)
     if packed.dtype != np.uint8 or packed.shape != (size,):
         raise ArtifactError(
-            f"packed codes are {packed.dtype} of shape {packed.shape}; {n_rows} rows and {codewords} "
-            f"codewords need uint8 of shape ({size},)"
+            f"packed codes are {packed.dtype} of shape {packed.shape}; {n_rows} rows and "
+            f"{codewords} codewords need uint8 of shape ({size},)"
         )
 
 

@@ -40,6 +40,7 @@ class FieldWork:
         """Return the bytes a row takes while it is clustered: values, weight, code."""
         return 4 * self.dim + 8 * self.weighted + 4
 
+    @property
     def piece_row_bytes(self) -> int:
         """Return the bytes a row of a read takes at most: with draws, priorities and distances."""
         return 4 * self.dim + 8 * self.weighted + 48
@@ -54,6 +55,15 @@ class FieldWork:
         samples = sample * (5 * (4 * self.dim + 24) + 24)
         distinct = min(self.n_codewords + 1, self.n_rows) * 2 * (4 * self.dim + 48)
         return codebooks + samples + distinct
+
+    def resident_bytes(self, threads: int) -> int:
+        """Return the bytes of a field whose rows stay in memory, without those of a read."""
+        return self.working_bytes(threads) + self.n_rows * self.row_bytes
+
+    def streamed_bytes(self, threads: int) -> int:
+        """Return the least bytes with which a field can be clustered."""
+        reading = READS_HELD * LEAST_READ_ROWS * self.piece_row_bytes
+        return self.working_bytes(threads) + reading
 
 
 @dataclass(frozen=True)
@@ -100,16 +110,15 @@ def plan_sets(
     def close() -> None:
         nonlocal left
         if together:
-            rows_of = chunk_rows or max(_read_rows(work, memory) for work in together)
+            rows_of = chunk_rows or min(_read_rows(work, memory) for work in together)
             sets.append(ResidencySet(tuple(together), True, rows_of))
             together.clear()
         left = memory
 
     for work in fields:
-        working = work.working_bytes(threads)
-        rows_of = chunk_rows or _read_rows(work, memory)
-        reading = READS_HELD * rows_of * work.piece_row_bytes()
-        needed = working + work.n_rows * work.row_bytes
+        rows_of = min(chunk_rows or _read_rows(work, memory), work.n_rows)
+        reading = READS_HELD * rows_of * work.piece_row_bytes
+        needed = work.resident_bytes(threads)
         if needed + reading <= memory:
             if needed + reading > left:
                 close()
@@ -117,15 +126,15 @@ def plan_sets(
             left -= needed
             continue
         close()
-        if working + READS_HELD * LEAST_READ_ROWS * work.piece_row_bytes() > memory:
-            least = working + READS_HELD * LEAST_READ_ROWS * work.piece_row_bytes()
+        least = work.streamed_bytes(threads)
+        if least > memory:
             raise ParamError(
                 f'memory of {memory} bytes was given, but field "{work.name}" with '
                 f"{work.n_codewords} codewords of dim {work.dim} needs {least} beside its rows; give "
                 "more memory, fewer codewords or fewer threads"
             )
         if chunk_rows is None:
-            room = (memory - working) // (READS_HELD * work.piece_row_bytes())
+            room = (memory - work.working_bytes(threads)) // (READS_HELD * work.piece_row_bytes)
             rows_of = min(rows_of, max(LEAST_READ_ROWS, room))
         sets.append(ResidencySet((work,), False, rows_of))
     close()
@@ -135,7 +144,7 @@ def plan_sets(
 def _read_rows(work: FieldWork, memory: int) -> int:
     """Return the rows of one read of a field."""
     room = min(READ_BYTES, memory // READ_SHARE)
-    return min(MOST_CHUNK_ROWS, max(LEAST_READ_ROWS, room // work.piece_row_bytes()))
+    return min(MOST_CHUNK_ROWS, max(LEAST_READ_ROWS, room // work.piece_row_bytes))
 
 
 PieceFunction = Callable[[Segment, int, int], Chunk]

@@ -252,7 +252,7 @@ def _arrow_errors(path: Path) -> Iterator[None]:
     arrow = import_extra("pyarrow", "parquet", f"reading {path.name}")
     try:
         yield
-    except (arrow.ArrowException, OSError) as err:
+    except (arrow.ArrowException, OSError, UnicodeDecodeError) as err:
         raise SourceError(
             f"{path}: cannot be read as Parquet ({err!s:.300}); "
             "the file is cut short or altered: copy or write it again"

@@ -3,7 +3,7 @@
 A checkpoint is a zip archive whose members hold the bytes of each tensor's storage, uncompressed.
 Loaded on the "meta" device, torch reads no storage and notes on each the offset of its bytes
 (`UntypedStorage._checkpoint_offset`; tutorial "torch.save and torch.load with GPUDirect Storage").
-An offset is trusted only where the archive's own directory has a stored member of that size.
+An offset is believed only where the archive's own directory has a stored member.
 Tensors without one, or whose rows do not lie one after the other, are read through torch's map.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saec_gpu.errors import SourceError
-from saec_gpu.sources.raw import ByteOrder, RawArray
+from saec_gpu.sources.raw import RawArray
 from saec_gpu.sources.stored import (
     NUMBER_DTYPES,
     StoredArray,
@@ -133,7 +133,7 @@ def open_torch(path: Path) -> dict[str, StoredArray]:
     Reads the archive's directory and the pickle, no tensor.
     """
     torch = import_extra("torch", "torch", f"reading {path.name}")
-    members, byteorder = _archive(path)
+    members = _stored_members(path)
     file = _TorchFile(path, torch)
     try:
         tensors = file.load(map_location="meta")
@@ -141,30 +141,27 @@ def open_torch(path: Path) -> dict[str, StoredArray]:
         # Some kinds of tensor have no meta form (quantized ones); the map reads no tensor either.
         tensors = file.mapped
     return {
-        name or path.stem: _array(file, name, tensor, members, byteorder)
-        for name, tensor in tensors.items()
+        name or path.stem: _array(file, name, tensor, members) for name, tensor in tensors.items()
     }
 
 
-def _array(
-    file: _TorchFile, name: str, tensor: Any, members: dict[int, int], byteorder: ByteOrder
-) -> StoredArray:
+def _array(file: _TorchFile, name: str, tensor: Any, members: dict[int, int]) -> StoredArray:
     """Return one tensor; `members` are the offsets and sizes of the archive's stored members."""
     shape, dtype = tuple(int(length) for length in tensor.shape), dtype_name(tensor)
     if dtype not in NUMBER_DTYPES:
         return UnreadableArray(file.path, shape, dtype)
     storage = tensor.untyped_storage()
     base = getattr(storage, "_checkpoint_offset", None)
-    in_place = (
-        tensor.is_contiguous()
-        and not tensor.is_neg()
-        and base is not None
-        and members.get(base) == storage.nbytes()
-    )
-    if not in_place:
+    if members.get(base, storage.nbytes()) != storage.nbytes():
+        # torch would go on reading what lies behind it.
+        raise SourceError(
+            f"{file.path}: the storage of tensor {name!r} has {members[base]} bytes, but takes "
+            f"{storage.nbytes()}; the file is altered: write it again"
+        )
+    if base not in members or not tensor.is_contiguous() or tensor.is_neg():
         return TorchArray(file, name, shape, dtype)
     begin = tensor.storage_offset() * tensor.element_size()
-    array = RawArray(file.path, base + begin, shape, dtype, byteorder)
+    array = RawArray(file.path, base + begin, shape, dtype, sys.byteorder)
     if begin + tensor.numel() * tensor.element_size() > storage.nbytes():
         raise SourceError(
             f"{file.path}: tensor {name!r} reaches beyond its {storage.nbytes()} bytes; "
@@ -173,8 +170,8 @@ def _array(
     return array
 
 
-def _archive(path: Path) -> tuple[dict[int, int], ByteOrder]:
-    """Return where the archive's stored members begin and how long they are, and the byte order."""
+def _stored_members(path: Path) -> dict[int, int]:
+    """Return where the archive's stored members begin and how long they are."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             raise SourceError(
@@ -183,18 +180,21 @@ def _archive(path: Path) -> tuple[dict[int, int], ByteOrder]:
             )
         with zip_errors(path), zipfile.ZipFile(file) as archive:
             members: dict[int, int] = {}
-            byteorder: ByteOrder = "little"
             for member in archive.infolist():
                 _, _, inner = member.filename.partition("/")
                 if inner == "constants.pkl":
                     raise SourceError(
                         f"{path}: is a TorchScript archive; save the model's state_dict() instead"
                     )
-                if inner == "byteorder" and archive.read(member) == b"big":
-                    byteorder = "big"
+                if inner == "byteorder" and archive.read(member) != sys.byteorder.encode():
+                    # torch would swap bytes that a meta tensor does not have, and crash.
+                    raise SourceError(
+                        f"{path}: was written on a machine of another byte order; load it with "
+                        "torch and save it again here"
+                    )
                 if inner.startswith("data/") and member.compress_type == zipfile.ZIP_STORED:
                     members[stored_offset(file, member, path)] = member.file_size
-            return members, byteorder
+            return members
 
 
 def _named(

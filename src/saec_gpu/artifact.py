@@ -1,0 +1,423 @@
+"""The compressed table on disk (`*.saec/`), for reading: codebooks, codes, lookup, bytes, checks.
+
+What lies in the folder, by invariants:
+
+1. `manifest.json` names all fields in code-point order of their names; a field's number is its
+   place.
+2. `codebooks.safetensors` holds one tensor a field under its name: float32 (codewords, dim), or, of
+   a field with encoding "identity", its rows in the table's dtype.
+3. `codes/<number>.npy` holds the packed codes (packing.py) of a field with encoding "planes". A
+   field kept whole (identity) or without rows (0 codewords) has no such file.
+4. The manifest states size and SHA-256 of each of these files and of itself. It holds no times and
+   no paths: the same answer is the same bytes in all of them.
+5. `run.json` tells how the run went. Nothing depends on it; it may be missing.
+6. Nothing in the folder is changed once it is in place: it is replaced as a whole (durable.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from saec_gpu.durable import OpenFolder, finish_swap
+from saec_gpu.errors import ArtifactError, SourceError
+from saec_gpu.manifest import (
+    CODEBOOKS,
+    MANIFEST,
+    RUN,
+    codes_name,
+    field_entry,
+    has_codes,
+    parse,
+    sealed,
+)
+from saec_gpu.packing import code_dtype, open_planes, row_numbers, take, unpack
+from saec_gpu.sources.raw import RawArray
+from saec_gpu.sources.safetensors import open_safetensors
+from saec_gpu.sources.stored import listed, storage_dtype
+
+if TYPE_CHECKING:
+    from saec_gpu.verification import Verification
+
+_LOAD_ATTEMPTS = 10
+
+
+def load(path: str | os.PathLike[str]) -> Artifact:
+    """Return the artifact in a folder; its arrays are mapped when they are first used.
+
+    A replacement of the artifact that was interrupted halfway is completed.
+
+    Raises
+    ------
+    ArtifactError
+        There is no artifact, it is of a newer format, or a file is missing, has another size or
+        another header than the manifest states. Names the file.
+
+    Notes
+    -----
+    Reads the manifest and the header of the codebooks. `Artifact.check_files` reads everything.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from saec_gpu.artifact_writer import EncodedField, write_artifact
+    >>> field = EncodedField("user", 2, 1, "float32", "identity", np.float32([[3], [4]]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_artifact(f"{folder}/x.saec", [field], parameters={}, run={}, overwrite=False)
+    ...     load(f"{folder}/x.saec")["user"].lookup([1, 0, 1])
+    array([[4.],
+           [3.],
+           [4.]], dtype=float32)
+    """
+    given = Path(os.path.abspath(path))
+    for _ in range(_LOAD_ATTEMPTS):
+        try:
+            finish_swap(Path(os.path.realpath(given)))
+            folder = OpenFolder(given)
+        except OSError as err:
+            raise ArtifactError(
+                f'there is no artifact at "{given}" that can be read: {err.strerror or err}'
+            ) from err
+        try:
+            artifact = Artifact(folder)
+        except ArtifactError:
+            if folder.in_place():
+                raise
+        else:
+            if folder.in_place():
+                return artifact
+        # The artifact was replaced while it was read: what was read may be of both.
+    raise ArtifactError(f'"{given}" is replaced faster than it can be read; try again')
+
+
+class Artifact:
+    """A compressed table: its fields by name. Made by `load` and by `compress`.
+
+    Threads may share one; it can be pickled (its path is, and it is loaded again). It stays what it
+    was when another artifact is put in its place: a file that was not in use by then is an
+    ArtifactError, never one of the other artifact.
+
+    Attributes
+    ----------
+    path : Path
+        The folder, absolute.
+    manifest : dict
+        What the promise covers: fields, parameters, sizes, SHA-256.
+    names : tuple of str
+        Field names in code-point order.
+    """
+
+    def __init__(self, folder: OpenFolder) -> None:
+        self._folder = folder
+        self.path = folder.path
+        with folder.open(MANIFEST) as file:
+            self.manifest = parse(file.read(), self.path / MANIFEST)
+        self._check_sizes()
+        tensors = self._tensors()
+        self._fields = {
+            entry["name"]: CompressedField(self, entry, tensors[entry["name"]])
+            for entry in self.manifest["fields"]
+        }
+        self.names = tuple(self._fields)
+
+    def _check_sizes(self) -> None:
+        for name, stated in self.manifest["files"].items():
+            found = self._folder.size(name)
+            if found != stated["bytes"]:
+                raise ArtifactError(
+                    f'"{self.path / name}" has {found} bytes, but the manifest states '
+                    f"{stated['bytes']}; the file is truncated or altered: copy the artifact again"
+                )
+
+    def _tensors(self) -> dict[str, RawArray]:
+        """Return where the codebooks lie in their file."""
+        path = self.path / CODEBOOKS
+        try:
+            found = open_safetensors(path)
+        except (SourceError, OSError) as err:
+            raise ArtifactError(f"the codebooks cannot be read: {err}") from err
+        tensors = {name: array for name, array in found.items() if isinstance(array, RawArray)}
+        for entry in self.manifest["fields"]:
+            array = tensors.get(entry["name"])
+            dtype = entry["dtype"] if entry["encoding"] == "identity" else "float32"
+            shape = (entry["codewords"], entry["dim"])
+            if array is None or (array.shape, array.dtype) != (shape, dtype):
+                raise ArtifactError(
+                    f'"{path}" must hold the codebook {shape} {dtype} of field "{entry["name"]}", '
+                    f"but holds {'none' if array is None else f'{array.shape} {array.dtype}'}; "
+                    "it was altered"
+                )
+        return tensors
+
+    def __getitem__(self, name: str) -> CompressedField:
+        """Return a field.
+
+        Raises
+        ------
+        ArtifactError
+            There is none of that name. Lists the known names.
+        """
+        if name not in self._fields:
+            raise ArtifactError(
+                f'"{self.path}" has no field {name!r}; its fields are {listed(self.names)}'
+            )
+        return self._fields[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is a field of that name."""
+        return name in self._fields
+
+    def __iter__(self) -> Iterator[str]:
+        """Return an iterator over the field names."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        """Return the number of fields."""
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        """Return path, fields and ratio in one line."""
+        return f"<Artifact {str(self.path)!r}: {len(self)} fields, {self.ratio:.1f}x smaller>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to load it again in another process."""
+        return load, (str(self.path),)
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """How the run went, from `run.json`: backend, times, versions; empty if that is missing."""
+        if not self._folder.has(RUN):
+            return {}
+        with self._folder.open(RUN) as file:
+            try:
+                content: dict[str, Any] = json.loads(file.read())
+            except (ValueError, RecursionError) as err:
+                raise ArtifactError(f'"{self.path / RUN}" is no JSON: {err}') from err
+        return content
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the table's rows in its own dtypes."""
+        return int(self.manifest["totals"]["table_bytes"])
+
+    @property
+    def counted_bytes(self) -> int:
+        """Bytes of the codebooks and the packed codes, without headers and JSON."""
+        return int(self.manifest["totals"]["counted_bytes"])
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller: table_bytes / counted_bytes."""
+        return self.table_bytes / self.counted_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all files of the artifact, headers and JSON included."""
+        names = [*self.manifest["files"], MANIFEST, *([RUN] if self._folder.has(RUN) else [])]
+        return sum(self._folder.size(name) for name in names)
+
+    def check_files(self) -> None:
+        """Read every file that the promise covers and compare it with its SHA-256.
+
+        Raises
+        ------
+        ArtifactError
+            A file is missing or was altered. Names it.
+        """
+        with self._folder.open(MANIFEST) as file:
+            if file.read() != sealed(self.manifest):
+                raise ArtifactError(f'"{self.path / MANIFEST}" was altered since it was loaded')
+        self._check_sizes()
+        for name, stated in self.manifest["files"].items():
+            with self._folder.open(name) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != stated["sha256"]:
+                raise ArtifactError(
+                    f'"{self.path / name}" was altered: its SHA-256 is {digest}, the manifest '
+                    f"states {stated['sha256']}; copy the artifact again or make it anew"
+                )
+
+    def verify(self, tables: Any, **options: Any) -> Verification:
+        """Return what `saec_gpu.verify` finds: codes and errors recomputed from the tables."""
+        from saec_gpu.verification import verify
+
+        return verify(self, tables, **options)
+
+    @cached_property
+    def _codebook_bytes(self) -> NDArray[np.uint8]:
+        """All of `codebooks.safetensors`: one map, whatever the number of fields."""
+        with self._folder.open(CODEBOOKS) as file:
+            return np.memmap(file, np.uint8, "r").view(np.ndarray)
+
+
+class CompressedField:
+    """One field of an artifact.
+
+    Attributes
+    ----------
+    name : str
+    n_rows, dim : int
+    dtype : str
+        Of the table: "float16", "bfloat16", "float32" or "float64".
+    encoding : str
+        "planes" (codebook and packed codes) or "identity" (kept whole).
+    n_codewords : int
+        Rows of the codebook.
+    record : dict
+        What else the manifest states of the field: rule, sse, iterations, …
+    """
+
+    def __init__(self, artifact: Artifact, entry: dict[str, Any], tensor: RawArray) -> None:
+        self._artifact = artifact
+        self._number: int = entry["number"]
+        self._tensor = tensor
+        self.name: str = entry["name"]
+        self.n_rows: int = entry["rows"]
+        self.dim: int = entry["dim"]
+        self.dtype: str = entry["dtype"]
+        self.encoding: str = entry["encoding"]
+        self.n_codewords: int = entry["codewords"]
+        derived = field_entry(
+            self._number,
+            self.name,
+            rows=self.n_rows,
+            dim=self.dim,
+            dtype=self.dtype,
+            encoding=self.encoding,
+            codewords=self.n_codewords,
+        )
+        self.record = {key: value for key, value in entry.items() if key not in derived}
+
+    def __repr__(self) -> str:
+        """Return name, shape and encoding in one line."""
+        return (
+            f"<CompressedField {self.name!r}: ({self.n_rows}, {self.dim}) {self.dtype}, "
+            f"{self.encoding}, {self.n_codewords} codewords>"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to load it again in another process."""
+        return _load_field, (str(self._artifact.path), self.name)
+
+    @property
+    def codebook(self) -> NDArray[np.float32]:
+        """The codewords, float32 (n_codewords, dim), read-only.
+
+        Memory-mapped; of a field kept whole its rows, mapped if they are float32 and else a copy.
+        """
+        codewords = _float32(self._stored, self._tensor.dtype)
+        codewords.flags.writeable = False
+        return codewords
+
+    @property
+    def codes(self) -> NDArray[Any]:
+        """The code of every row, least unsigned dtype (n_rows,).
+
+        Of a field kept whole the row numbers.
+        """
+        return self.codes_between(0, self.n_rows)
+
+    def codes_between(self, start: int, stop: int) -> NDArray[Any]:
+        """Return the codes of the rows start .. stop.
+
+        Returns
+        -------
+        codes : least unsigned dtype (stop - start,)
+
+        Raises
+        ------
+        ArtifactError
+            The range is not one of 0 .. n_rows; the codes were altered or cannot be read.
+        """
+        if not 0 <= start <= stop <= self.n_rows:
+            raise ArtifactError(
+                f'rows {start} to {stop} of field "{self.name}" were asked for; '
+                f"it has {self.n_rows} rows"
+            )
+        if self.encoding == "identity":
+            return np.arange(start, stop, dtype=code_dtype(self.n_codewords))
+        return unpack(self._packed, self.n_rows, self.n_codewords, start, stop)
+
+    def codes_of(self, rows: ArrayLike) -> NDArray[Any]:
+        """Return the codes of given rows.
+
+        Parameters
+        ----------
+        rows : integers, any shape
+            Row numbers from 0.
+
+        Returns
+        -------
+        codes : least unsigned dtype, shape of rows
+
+        Raises
+        ------
+        ArtifactError
+            The numbers are not integers, or one is not below n_rows (names it); the codes were
+            altered or cannot be read.
+        """
+        if self.encoding == "identity":
+            numbers = row_numbers(rows, self.n_rows, field=self.name)
+            return numbers.astype(code_dtype(self.n_codewords))
+        return take(self._packed, self.n_rows, self.n_codewords, rows, field=self.name)
+
+    def lookup(self, rows: ArrayLike) -> NDArray[np.float32]:
+        """Return the compressed rows: of each the codeword of its code.
+
+        Parameters
+        ----------
+        rows : integers, any shape
+            Row numbers from 0.
+
+        Returns
+        -------
+        vectors : float32, shape of rows and dim
+
+        Raises
+        ------
+        ArtifactError
+            As `codes_of`.
+
+        Notes
+        -----
+        O(1) a row: a few bytes of packed codes and one codeword.
+        """
+        if self.encoding == "identity":
+            stored = self._stored[row_numbers(rows, self.n_rows, field=self.name)]
+        else:
+            stored = self._stored[self.codes_of(rows)]
+        return _float32(stored, self._tensor.dtype)
+
+    @cached_property
+    def _packed(self) -> NDArray[np.uint8]:
+        if not has_codes(self.encoding, self.n_rows):
+            return np.zeros(0, np.uint8)
+        with self._artifact._folder.open(codes_name(self._number)) as file:
+            return open_planes(file, self.n_rows, self.n_codewords)
+
+    @cached_property
+    def _stored(self) -> NDArray[Any]:
+        """The codebook as it is stored, memory-mapped."""
+        dtype = storage_dtype(self._tensor.dtype)
+        stop = self._tensor.offset + self.n_codewords * self.dim * dtype.itemsize
+        stored = self._artifact._codebook_bytes[self._tensor.offset : stop]
+        return stored.view(dtype).reshape(self.n_codewords, self.dim)
+
+
+def _load_field(path: str, name: str) -> CompressedField:
+    return load(path)[name]
+
+
+def _float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Return stored values as float32: widened exactly, float64 rounded once."""
+    if dtype == "bfloat16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32, copy=False)

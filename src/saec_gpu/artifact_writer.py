@@ -1,0 +1,277 @@
+"""The compressed table on disk (`*.saec/`), for writing. artifact.py says what lies in there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saec_gpu.artifact import Artifact, load
+from saec_gpu.durable import finish_swap, staged, write_error
+from saec_gpu.errors import ArtifactError
+from saec_gpu.manifest import (
+    CODEBOOKS,
+    CODES,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    RUN,
+    claims_format,
+    codes_name,
+    field_entry,
+    file_names,
+    has_codes,
+    json_bytes,
+    sealed,
+    totals,
+)
+from saec_gpu.packing import open_planes
+from saec_gpu.sources.stored import storage_dtype
+
+_NAMES = frozenset({CODEBOOKS, CODES, MANIFEST, RUN})
+_SAFETENSORS_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+_BLOCK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedField:
+    """One compressed field, ready to be written.
+
+    Attributes
+    ----------
+    name : str
+    n_rows, dim : int
+    dtype : str
+        Of the table: "float16", "bfloat16", "float32" or "float64".
+    encoding : str
+        "planes" or "identity".
+    codebook : float32 (k, dim)
+        The codewords. With "identity": the rows, (n_rows, dim), in the table's dtype (bfloat16:
+        uint16).
+    codes : path, optional
+        A finished file of a `PlaneWriter`; None with "identity" and for no rows. It is linked if it
+        lies on the file system of the artifact, else copied, and stays where it is: it must not be
+        changed in place.
+    record : mapping
+        What the manifest shall state beside that: rule, sse, iterations, …
+    """
+
+    name: str
+    n_rows: int
+    dim: int
+    dtype: str
+    encoding: str
+    codebook: NDArray[Any]
+    codes: Path | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def codebook_dtype(self) -> str:
+        """Name of the dtype in which the codebook is stored."""
+        return self.dtype if self.encoding == "identity" else "float32"
+
+
+def check_out(out: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """Return where an artifact can be written, without symbolic links; call it before a long run.
+
+    Raises
+    ------
+    ArtifactError
+        The folder that it, or a parent folder that is missing, would be made in cannot be written
+        to; or something is at out that is no artifact, or that is one while overwrite is False.
+    """
+    place = Path(os.path.realpath(out))
+    try:
+        finish_swap(place)
+        parent = next(folder for folder in place.parents if os.path.lexists(folder))
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise ArtifactError(
+                f'"{place}" cannot be written: "{parent}" is no folder that can be written to; '
+                "give another path, or change its permissions"
+            )
+        if os.path.lexists(place):
+            if not _is_artifact(place):
+                raise ArtifactError(
+                    f'"{place}" exists and is no saec artifact, so it is not replaced; '
+                    "give another path, or remove it"
+                )
+            if not overwrite:
+                raise ArtifactError(
+                    f'"{place}" exists; give another path, or ask for it to be replaced '
+                    "(overwrite=True, --overwrite)"
+                )
+    except OSError as err:
+        raise write_error(place, err) from err
+    return place
+
+
+def write_artifact(
+    out: str | os.PathLike[str],
+    fields: Sequence[EncodedField],
+    *,
+    parameters: Mapping[str, Any],
+    run: Mapping[str, Any],
+    overwrite: bool,
+) -> Artifact:
+    """Return the artifact written at out: whole, flushed, and put in place in one step.
+
+    Parameters
+    ----------
+    out : path
+        Parent folders that are missing are made.
+    fields : sequence of EncodedField
+        In any order.
+    parameters : mapping
+        Of the run, as far as they decide the answer (seed, tol, …); JSON values.
+    run : mapping
+        How the run went (backend, times, versions, …); JSON values.
+    overwrite : bool
+        Whether an artifact at out is replaced.
+
+    Raises
+    ------
+    ArtifactError
+        As `check_out`; a field does not fit its codebook or codes; there are no rows at all; the
+        disk is full or fails. What was at out is intact then, and nothing else is left there.
+
+    Notes
+    -----
+    A process that is killed leaves the old artifact or the new one, and maybe a folder
+    `<out>.writing` that the next writing of the same out removes. Holds a few MB beside the
+    codebooks.
+    """
+    place = check_out(out, overwrite=overwrite)
+    ordered = sorted(fields, key=lambda encoded: encoded.name)
+    entries = _entries(ordered)
+    run_bytes = json_bytes(run)
+    json_bytes(parameters)  # now, not after the codes were copied
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with staged(
+            place, replace=os.path.lexists(place), is_ours=_is_artifact, names=_NAMES
+        ) as folder:
+            (folder / CODES).mkdir()
+            for number, encoded in enumerate(ordered):
+                if encoded.codes is not None:
+                    _link_or_copy(encoded.codes, folder / codes_name(number))
+            with (folder / CODEBOOKS).open("wb") as file:
+                _write_codebooks(file, ordered)
+            (folder / RUN).write_bytes(run_bytes)
+            # Last, because only a folder with a manifest counts as an artifact.
+            manifest = {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "parameters": parameters,
+                "fields": entries,
+                "totals": totals(entries),
+                "files": {name: _file_entry(folder / name) for name in file_names(entries)},
+            }
+            # Through JSON once: keys that were numbers become text before they are sorted.
+            (folder / MANIFEST).write_bytes(sealed(json.loads(json_bytes(manifest))))
+    except OSError as err:
+        raise write_error(place, err) from err
+    return load(out)
+
+
+def _is_artifact(path: Path) -> bool:
+    try:
+        return not path.is_symlink() and claims_format((path / MANIFEST).read_bytes())
+    except OSError:
+        return False
+
+
+def _entries(fields: Sequence[EncodedField]) -> list[dict[str, Any]]:
+    """Return the manifest's entries of the fields, in order, after checking each."""
+    entries: list[dict[str, Any]] = []
+    for number, encoded in enumerate(fields):
+        where = f'field {number} ("{encoded.name}")'
+        if number and encoded.name == fields[number - 1].name:
+            raise ArtifactError(f"two fields have the name {encoded.name!r}; names must differ")
+        if encoded.name == "__metadata__":
+            raise ArtifactError(
+                'no field can have the name "__metadata__": safetensors reserves it; rename it'
+            )
+        entry = field_entry(
+            number,
+            encoded.name,
+            rows=encoded.n_rows,
+            dim=encoded.dim,
+            dtype=encoded.dtype,
+            encoding=encoded.encoding,
+            codewords=len(encoded.codebook),
+        )
+        needed = (len(encoded.codebook), encoded.dim), storage_dtype(encoded.codebook_dtype)
+        if (encoded.codebook.shape, encoded.codebook.dtype) != needed:
+            raise ArtifactError(
+                f"the codebook of {where} is {encoded.codebook.dtype} {encoded.codebook.shape}; "
+                f"it must be {needed[1]} {needed[0]}"
+            )
+        if (encoded.codes is not None) != has_codes(encoded.encoding, encoded.n_rows):
+            raise ArtifactError(
+                f"{where} has encoding {encoded.encoding!r}, {encoded.n_rows} rows and codes "
+                f"{encoded.codes}; planes of rows need a file of codes, others have none"
+            )
+        if encoded.codes is not None:
+            try:
+                with encoded.codes.open("rb") as file:
+                    open_planes(file, encoded.n_rows, len(encoded.codebook))
+            except OSError as err:
+                raise ArtifactError(f"the codes of {where} cannot be read: {err}") from err
+        taken = sorted(entry.keys() & encoded.record.keys())
+        if taken:
+            raise ArtifactError(
+                f"the record of {where} holds {taken[0]!r}, which has a fixed meaning; rename it"
+            )
+        json_bytes({encoded.name: dict(encoded.record)})
+        entries.append(entry | dict(encoded.record))
+    if not totals(entries)["rows"]:
+        raise ArtifactError("there are no rows in any field, so nothing to write")
+    return entries
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    real = os.path.realpath(source)
+    try:
+        os.link(real, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(real, target)
+
+
+def _write_codebooks(file: BinaryIO, fields: Sequence[EncodedField]) -> None:
+    """Write the codebooks in the format safetensors, in the order its own writer chooses.
+
+    Wider numbers come first, so that each codebook is aligned, then names. Its own writer is not
+    used: the promise of equal bytes would then hold within one version of it only.
+    """
+    ordered = sorted(fields, key=lambda encoded: (-encoded.codebook.itemsize, encoded.name))
+    header: dict[str, Any] = {}
+    stop = 0
+    for encoded in ordered:
+        start, stop = stop, stop + encoded.codebook.nbytes
+        header[encoded.name] = {
+            "dtype": _SAFETENSORS_DTYPES[encoded.codebook_dtype],
+            "shape": list(encoded.codebook.shape),
+            "data_offsets": [start, stop],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for encoded in ordered:
+        step = max(1, _BLOCK_BYTES // (encoded.dim * encoded.codebook.itemsize))
+        for first in range(0, len(encoded.codebook), step):
+            block = np.ascontiguousarray(encoded.codebook[first : first + step])
+            file.write(block.reshape(-1).view(np.uint8).data)
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": digest}
