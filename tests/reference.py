@@ -258,7 +258,7 @@ def assign(rows: Any, codewords: Any) -> tuple[list[int], list[float]]:
     return [code for code, _ in found], [d for _, d in found]
 
 
-def update(  # noqa: PLR0917 - the order of the paragraphs
+def update(
     codewords: Any,
     partial: Partial,
     fixed: FixedPoint,
@@ -309,7 +309,7 @@ def shift(new: Any, old: Any) -> float:
     return total(dist(new_c, old_c) for new_c, old_c in pairs)
 
 
-def fit(  # noqa: PLR0917
+def fit(
     rows: Any,
     weights: Any,
     k: int,

@@ -1,11 +1,10 @@
 """What a run leaves behind so that, killed at any moment, it continues to the same bytes.
 
-    DIR/run.json               parameters and the state of the sources; a run with others is refused
+    DIR/run.json                  parameters and the state of the sources; a run with others is refused
     DIR/<number>.statistics.npz   once a field's rows were read for the first time
     DIR/<number>.fit.npz          after passes of the fit
     DIR/<number>.done.npz         the finished codebook and record; codes beside it
     DIR/<number>.codes.npy
-    DIR/finished.json          which artifact came of it
 
 Every file is written beside and moved into place, so it is there whole or not at all. Nothing here
 depends on how rows were chunked, on threads, memory or backend: those may change on resume.
@@ -37,6 +36,12 @@ SAVE_SHARE = 20
 class Checkpoint:
     """The folder of one run.
 
+    Attributes
+    ----------
+    run_id : str
+        Names the run in the `run.json` of its artifact: found there, the run has ended, also if it
+        was killed in the moment after.
+
     Parameters
     ----------
     folder : path
@@ -54,8 +59,11 @@ class Checkpoint:
         self.folder = folder
         wanted = json.loads(json.dumps({"checkpoint_version": CHECKPOINT_VERSION, **identity}))
         run_file = folder / "run.json"
+        self.run_id = os.urandom(16).hex()
         if run_file.exists():
-            self._compare(_read_json(run_file), wanted)
+            found = _read_json(run_file)
+            self.run_id = found.pop("run_id", "")
+            self._compare(found, wanted)
         elif folder.exists() and any(not _is_temporary(entry) for entry in folder.iterdir()):
             raise CheckpointError(
                 f'"{folder}" is not empty and holds no run.json, so it is no checkpoint of saec; '
@@ -63,7 +71,7 @@ class Checkpoint:
             )
         folder.mkdir(parents=True, exist_ok=True)
         if not run_file.exists():
-            _write(run_file, _json_bytes(wanted))
+            _write(run_file, _json_bytes({**wanted, "run_id": self.run_id}))
         self._next_save = 0.0
 
     def _compare(self, found: Any, wanted: Mapping[str, Any]) -> None:
@@ -156,15 +164,6 @@ class Checkpoint:
             return None
         return arrays["codebook"], json.loads(arrays["record"].tobytes())
 
-    def save_finished(self, manifest_sha256: str) -> None:
-        """Note which artifact came of the run."""
-        _write(self.folder / "finished.json", _json_bytes({"manifest_sha256": manifest_sha256}))
-
-    def finished(self) -> str | None:
-        """Return the SHA-256 of the manifest that came of the run, None before its end."""
-        path = self.folder / "finished.json"
-        return str(_read_json(path)["manifest_sha256"]) if path.exists() else None
-
 
 def _short(value: Any) -> str:
     text = json.dumps(value, sort_keys=True)
@@ -207,7 +206,7 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as err:
         raise CheckpointError(f'"{path}" cannot be read: it was altered; delete the checkpoint') from err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import platform
@@ -33,7 +32,7 @@ from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
 from saec_gpu.clustering.seeding import seed_codewords
 from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
 from saec_gpu.data import Codebook, Float32, Progress, ProgressFunction, Statistics
-from saec_gpu.errors import ParamError
+from saec_gpu.errors import ArtifactError, ParamError
 from saec_gpu.packing import PlaneWriter
 from saec_gpu.sources import TableField, TableSource, WeightSource, open_tables, open_weights
 from saec_gpu.stream import FieldWork, ResidencySet, RowStream, plan_sets
@@ -151,6 +150,7 @@ def compress(
         "tables": source.fingerprint() if checkpoint is not None else None,
         "weights": weight_source.fingerprint() if checkpoint and weight_source else None,
     }
+    kept = None
     with ExitStack() as stack:
         if checkpoint is not None:
             folder = Path(checkpoint)
@@ -158,11 +158,9 @@ def compress(
             finished = _finished(kept, Path(out))
             if finished is not None:
                 return finished
-            check_out(out, overwrite=overwrite)
-        else:
-            check_out(out, overwrite=overwrite)
+        check_out(out, overwrite=overwrite)
+        if checkpoint is None:
             folder = Path(stack.enter_context(_scratch_beside(Path(out))))
-            kept = None
         run = _Run(
             source, weight_source, params, engine, folder, kept, progress or (lambda _: None),
             by_piece=chunk_rows is not None,
@@ -180,14 +178,14 @@ def compress(
             overwrite=overwrite,
         )
         run.progress(Progress("write", len(encoded), len(encoded), "fields"))
-        if kept is not None:
-            kept.save_finished(_manifest_sha256(artifact))
     return artifact
 
 
 def _scratch_beside(out: Path) -> tempfile.TemporaryDirectory[str]:
     """Return a temporary folder on the file system that the artifact will be on."""
-    return tempfile.TemporaryDirectory(prefix=f".{out.name}.codes-", dir=out.absolute().parent)
+    parent = out.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=f".{out.name}.codes-", dir=parent)
 
 
 def _checked_params(
@@ -254,16 +252,12 @@ def parse_bytes(text: int | str) -> int:
 
 
 def _finished(kept: Checkpoint, out: Path) -> Artifact | None:
-    """Return the artifact that this very run has already written, if it stands unchanged."""
-    wanted = kept.finished()
-    if wanted is None or not out.exists():
-        return None
-    artifact = load(out)
-    return artifact if _manifest_sha256(artifact) == wanted else None
-
-
-def _manifest_sha256(artifact: Artifact) -> str:
-    return hashlib.sha256((artifact.path / "manifest.json").read_bytes()).hexdigest()
+    """Return the artifact at `out` if this very run has already written it."""
+    try:
+        artifact = load(out)
+    except ArtifactError:
+        return None  # missing, or not ours: writing decides what to say of it
+    return artifact if artifact.run.get("run_id") == kept.run_id else None
 
 
 def _plan(run: _Run, memory: int | str | None, chunk_rows: int | None) -> tuple[ResidencySet, ...]:
@@ -545,6 +539,7 @@ def _run_record(
     """Return what is worth knowing of a run and outside the promise."""
     rows = {name: run.source.fields[name].n_rows for name in run.rechecked}
     return {
+        "run_id": None if run.checkpoint is None else run.checkpoint.run_id,
         "backend": run.backend.name,
         "threads": run.backend.threads,
         "chunk_rows": chunk_rows,

@@ -155,12 +155,11 @@ def staged(
                 _refuse_existing(out)
                 os.rename(folder, out)
             flush(out.parent)
-            if replace:
-                _drop_previous(out)
         finally:
             # What is there now is the unfinished folder, or the old one after the exchange.
             if not _half_done(out):
                 shutil.rmtree(folder, ignore_errors=True)
+                _drop_previous(out)
 
 
 def finish_swap(out: Path) -> None:

@@ -108,11 +108,12 @@ def _mapped_file(values: NDArray[Any]) -> RawArray | None:
     right `offset`: NumPy copies that attribute to slices unchanged.
     """
     first = values
-    while isinstance(first.base, np.ndarray):
-        first = first.base
+    base: Any = values.base
+    while isinstance(base, np.ndarray):
+        first, base = base, base.base
     if not (
         isinstance(first, np.memmap)
-        and isinstance(first.base, mmap.mmap)
+        and isinstance(base, mmap.mmap)
         and first.filename is not None
         and first.mode != "c"  # changes of a copy-on-write map are not in the file
         and values.flags.c_contiguous

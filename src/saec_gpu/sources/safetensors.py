@@ -140,7 +140,7 @@ def open_safetensors_folder(path: Path, files: list[Path]) -> dict[str, StoredAr
         )
     if indexes:
         return open_safetensors_index(indexes[0])
-    return dict(open_each(files, open_safetensors, path))
+    return open_each(files, open_safetensors, path)
 
 
 def _json_object(data: bytes, path: Path) -> dict[str, Any]:

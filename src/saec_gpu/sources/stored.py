@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -222,6 +222,8 @@ def import_extra(module: str, extra: str, what: str) -> Any:
         raise MissingExtraError.for_extra(package, extra, what) from err
 
 
-def open_each(paths: Iterable[Path], open_one: Any, where: Path) -> Mapping[str, StoredArray]:
+def open_each(
+    paths: Iterable[Path], open_one: Callable[[Path], Mapping[str, StoredArray]], where: Path
+) -> dict[str, StoredArray]:
     """Return the arrays of several files together; a name in two of them is a SourceError."""
     return named_once((pair for path in paths for pair in open_one(path).items()), where)

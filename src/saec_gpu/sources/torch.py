@@ -151,7 +151,7 @@ def _array(file: _TorchFile, name: str, tensor: Any, members: dict[int, int]) ->
     if dtype not in NUMBER_DTYPES:
         return UnreadableArray(file.path, shape, dtype)
     storage = tensor.untyped_storage()
-    base = getattr(storage, "_checkpoint_offset", None)
+    base: Any = getattr(storage, "_checkpoint_offset", None)
     if members.get(base, storage.nbytes()) != storage.nbytes():
         # torch would go on reading what lies behind it.
         raise SourceError(

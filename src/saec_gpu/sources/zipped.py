@@ -13,9 +13,9 @@ from typing import IO
 
 from saec_gpu.errors import SourceError
 
-# What zipfile raises for archives that are damaged, encrypted or packed in a way it lacks
-# (RuntimeError and its child NotImplementedError).
-ZIP_ERRORS = (
+# What zipfile raises for archives that are damaged (ValueError: an offset no file can have),
+# encrypted or packed in a way it lacks (RuntimeError and its child NotImplementedError).
+_ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -23,7 +23,7 @@ ZIP_ERRORS = (
     EOFError,
     OSError,
     RuntimeError,
-    UnicodeDecodeError,
+    ValueError,
 )
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -34,7 +34,9 @@ def zip_errors(path: Path) -> Iterator[None]:
     """Turn what zipfile raises into a SourceError that names the file."""
     try:
         yield
-    except ZIP_ERRORS as err:
+    except SourceError:
+        raise
+    except _ZIP_ERRORS as err:
         raise SourceError(
             f"{path}: cannot be read as a zip archive ({err}); "
             "the file is cut short or altered: copy or write it again"

@@ -1,0 +1,322 @@
+"""From rows to artifact: the oracle's answer, in the same bytes however the run is done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import reference
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+import saec_gpu as saec
+from saec_gpu.compression import parse_bytes
+from saec_gpu.errors import (
+    ArtifactError,
+    NonFiniteRowError,
+    ParamError,
+    SourceError,
+    WeightError,
+)
+
+Tables = dict[str, NDArray[Any]]
+FIELDS = (("brand", 12, 3), ("item", 1025, 17), ("shop", 97, 1), ("user", 700, 8))
+
+
+def make_tables(generator: np.random.Generator) -> tuple[Tables, Tables]:
+    tables: Tables = {}
+    weights: Tables = {}
+    for name, n_rows, dim in FIELDS:
+        tables[name] = generator.standard_normal((n_rows, dim)).astype(np.float32)
+        weights[name] = generator.zipf(1.5, n_rows).clip(0, 10**6).astype(np.float64) - 1
+    return tables, weights
+
+
+def artifact_bytes(artifact: saec.Artifact) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(artifact.path)): path.read_bytes()
+        for path in sorted(artifact.path.rglob("*"))
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def write_npy(folder: Path, tables: Tables) -> Path:
+    folder.mkdir()
+    for name, rows in tables.items():
+        np.save(folder / f"{name}.npy", rows)
+    return folder
+
+
+def write_safetensors(folder: Path, tables: Tables) -> Path:
+    save_file(tables, folder.with_suffix(".safetensors"))
+    return folder.with_suffix(".safetensors")
+
+
+def write_parquet(folder: Path, tables: Tables) -> Path:
+    folder.mkdir()
+    for name, rows in tables.items():
+        values = pa.array(rows.reshape(-1))
+        column = pa.FixedSizeListArray.from_arrays(values, rows.shape[1]) if rows.ndim == 2 else values
+        pq.write_table(pa.table({name: column}), folder / f"{name}.parquet", row_group_size=300)
+    return folder
+
+
+def in_memory(folder: Path, tables: Tables) -> Tables:
+    return tables
+
+
+FORMATS: list[Callable[[Path, Tables], Any]] = [write_npy, write_safetensors, write_parquet, in_memory]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_every_field_is_the_oracles(
+    tmp_path: Path, rng: np.random.Generator, weighted: bool
+) -> None:
+    tables, weights = make_tables(rng)
+    artifact = saec.compress(
+        tables, weights=weights if weighted else None, codewords=20, out=tmp_path / "a.saec", seed=3
+    )
+    for name, rows in tables.items():
+        field = artifact[name]
+        if field.encoding == "identity":
+            assert np.array_equal(field.codebook, rows)
+            continue
+        own = weights[name] if weighted else None
+        expected = reference.fit(rows, own, 20, seed=3, field=name)
+        assert np.array_equal(field.codebook.view(np.uint32), expected.codewords.view(np.uint32))
+        assert field.codes.tolist() == expected.codes
+        _, sse, _, weighted_sse = reference.errors(rows, own, expected.codewords, expected.codes)
+        assert field.record["sse"] == sse
+        assert field.record["weighted_sse"] == (weighted_sse if weighted else None)
+        assert field.record["iterations"] == expected.iterations
+        assert field.record["unused_codewords"] == expected.without_rows
+
+
+@pytest.mark.parametrize("write", FORMATS)
+@pytest.mark.parametrize(("chunk_rows", "threads"), [(1000, 1), (65_536, 2), (None, 2), (7, 1)])
+def test_same_bytes_from_every_format_chunk_size_and_thread_count(
+    tmp_path: Path,
+    write: Callable[[Path, Tables], Any],
+    chunk_rows: int | None,
+    threads: int,
+) -> None:
+    # RELIABILITY 4, 39
+    tables, weights = make_tables(np.random.default_rng(5))
+    expected = saec.compress(tables, weights=weights, codewords=0.05, out=tmp_path / "expected.saec")
+    artifact = saec.compress(
+        write(tmp_path / "tables", tables),
+        weights=write(tmp_path / "weights", weights),
+        codewords=0.05,
+        out=tmp_path / "a.saec",
+        chunk_rows=chunk_rows,
+        threads=threads,
+    )
+    assert artifact_bytes(artifact) == artifact_bytes(expected)
+
+
+def test_same_bytes_when_nothing_fits_in_memory(tmp_path: Path) -> None:
+    # RELIABILITY 17, 18
+    tables, weights = make_tables(np.random.default_rng(6))
+    expected = saec.compress(tables, weights=weights, codewords=9, out=tmp_path / "expected.saec")
+    streamed = saec.compress(
+        tables, weights=weights, codewords=9, out=tmp_path / "a.saec", memory=450_000, threads=1
+    )
+    assert not all(s["resident"] for s in streamed.run["residency_sets"])
+    assert artifact_bytes(streamed) == artifact_bytes(expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_every_dtype_is_clustered_as_its_float32(tmp_path: Path, dtype: str) -> None:
+    # RELIABILITY 27, 29, 30: widened exactly, or rounded once
+    rows = np.random.default_rng(8).standard_normal((300, 5)).astype(dtype)
+    artifact = saec.compress(rows, codewords=10, out=tmp_path / "a.saec")
+    expected = reference.fit(rows.astype(np.float32), None, 10)
+    assert np.array_equal(artifact["x"].codebook, expected.codewords)
+    assert artifact["x"].codes.tolist() == expected.codes
+    assert artifact.table_bytes == rows.nbytes
+
+
+def test_a_field_is_the_same_alone_and_among_others(tmp_path: Path) -> None:
+    tables, _ = make_tables(np.random.default_rng(9))
+    together = saec.compress(tables, codewords=16, out=tmp_path / "together.saec")
+    for name in ("item", "user"):
+        alone = saec.compress({name: tables[name]}, codewords=16, out=tmp_path / f"{name}.saec")
+        assert np.array_equal(alone[name].codebook, together[name].codebook)
+        assert np.array_equal(alone[name].codes, together[name].codes)
+
+
+def test_as_many_codewords_as_distinct_rows_is_lossless(tmp_path: Path) -> None:
+    # RELIABILITY 33, 38
+    few = np.arange(15, dtype=np.float32).reshape(5, 3)
+    rows = few[np.random.default_rng(1).integers(0, 5, 400)]
+    artifact = saec.compress(rows, codewords=256, out=tmp_path / "a.saec")
+    assert artifact["x"].n_codewords == 5
+    assert artifact["x"].record["stopped"] == "distinct rows"
+    assert artifact["x"].record["sse"] == 0.0
+    assert np.array_equal(artifact["x"].lookup(np.arange(400)), rows)
+
+
+@pytest.mark.parametrize("rows", [np.ones((1, 3), np.float32), np.zeros((50, 2), np.float32)])
+def test_one_row_and_equal_rows(tmp_path: Path, rows: NDArray[np.float32]) -> None:
+    artifact = saec.compress(rows, codewords=4, out=tmp_path / "a.saec")
+    assert np.array_equal(artifact["x"].lookup(np.arange(len(rows))), rows)
+    assert artifact["x"].record["sse"] == 0.0
+
+
+def test_all_zero_weights_are_unweighted_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = np.random.default_rng(2).standard_normal((200, 3)).astype(np.float32)
+    with caplog.at_level(logging.INFO, "saec_gpu"):
+        zero = saec.compress(rows, weights=np.zeros(200), codewords=8, out=tmp_path / "zero.saec")
+    plain = saec.compress(rows, codewords=8, out=tmp_path / "plain.saec")
+    assert np.array_equal(zero["x"].codebook, plain["x"].codebook)
+    assert np.array_equal(zero["x"].codes, plain["x"].codes)
+    assert zero["x"].record["weights"] == "all zero"
+    assert "all weights are zero" in caplog.text
+
+
+def test_empty_field_is_kept(tmp_path: Path) -> None:
+    # RELIABILITY 37
+    rows = np.random.default_rng(2).standard_normal((50, 3)).astype(np.float32)
+    artifact = saec.compress(
+        {"none": rows[:0], "some": rows}, codewords=4, out=tmp_path / "a.saec"
+    )
+    assert artifact["none"].codes.shape == (0,)
+    assert artifact["none"].codebook.shape == (0, 3)
+    assert artifact["some"].n_codewords == 4
+
+
+def test_no_rows_at_all_is_an_error(tmp_path: Path) -> None:
+    # RELIABILITY 62
+    with pytest.raises(SourceError):
+        saec.compress({"none": np.zeros((0, 3), np.float32)}, codewords=4, out=tmp_path / "a.saec")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("chunk_rows", [None, 10])
+def test_a_row_that_is_not_finite_names_field_and_row(
+    tmp_path: Path, bad: float, chunk_rows: int | None
+) -> None:
+    # RELIABILITY 24
+    rows = np.ones((100, 3))
+    rows[57, 2] = bad
+    with pytest.raises(NonFiniteRowError, match='row 57 of field "item"'):
+        saec.compress({"item": rows}, codewords=4, out=tmp_path / "a.saec", chunk_rows=chunk_rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf, 2.0**-401, 2.0**401])
+def test_a_weight_that_is_not_allowed_names_field_and_row(tmp_path: Path, bad: float) -> None:
+    rows = np.random.default_rng(3).standard_normal((100, 3)).astype(np.float32)
+    weights = np.ones(100)
+    weights[41] = bad
+    with pytest.raises(WeightError, match='row 41 of field "item" has weight'):
+        saec.compress({"item": rows}, weights={"item": weights}, codewords=4, out=tmp_path / "a.saec")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"codewords": 0}, "0 codewords were asked"),
+        ({"codewords": 2**20 + 1}, "codewords were asked"),
+        ({"codewords": 1.5}, "fraction"),
+        ({"codewords": True}, "fraction"),
+        ({"codewords": "many"}, "fraction"),
+        ({"codewords": {"y": 3}}, r"unknown: \['y'\], missing: \['x'\]"),
+        ({"codewords": 3, "ratio": 2}, "both given"),
+        ({"ratio": 1}, "above 1"),
+        ({"ratio": float("nan")}, "above 1"),
+        ({"ratio": 1e9}, "the most that can be asked here is"),
+        ({"seed": -1}, "seed=-1"),
+        ({"max_iter": 0}, "max_iter=0"),
+        ({"tol": -1.0}, "tol=-1.0"),
+        ({"chunk_rows": 0}, "chunk_rows=0"),
+        ({"threads": 0}, "threads=0"),
+        ({"memory": "lots"}, "500MB"),
+        ({"memory": 10}, "needs .* beside its rows"),
+        ({"backend": "abacus"}, "abacus"),
+    ],
+)
+def test_wrong_parameters_say_what_to_give(
+    tmp_path: Path, parameters: dict[str, Any], message: str
+) -> None:
+    rows = np.random.default_rng(3).standard_normal((100, 3)).astype(np.float32)
+    with pytest.raises(ParamError, match=message):
+        saec.compress(rows, out=tmp_path / "a.saec", **parameters)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_artifact_is_refused_before_any_work(tmp_path: Path) -> None:
+    rows = np.ones((10, 2), np.float32)
+    saec.compress(rows, codewords=2, out=tmp_path / "a.saec")
+    reports: list[saec.Progress] = []
+    with pytest.raises(ArtifactError, match="overwrite"):
+        saec.compress(rows, codewords=2, out=tmp_path / "a.saec", progress=reports.append)
+    assert reports == []
+    saec.compress(rows, codewords=2, out=tmp_path / "a.saec", overwrite=True)
+
+
+@pytest.mark.parametrize("ratio", [2.0, 8.0, 27.7])
+def test_ratio_is_met_from_above_and_nearly(tmp_path: Path, ratio: float) -> None:
+    generator = np.random.default_rng(4)
+    tables = {
+        name: generator.standard_normal((n, 16)).astype(np.float32)
+        for name, n in (("a", 20_000), ("b", 5000), ("tiny", 3))
+    }
+    artifact = saec.compress(tables, ratio=ratio, out=tmp_path / "a.saec", max_iter=1)
+    assert ratio <= artifact.ratio <= ratio * 1.02
+
+
+def test_fraction_is_capped_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    from saec_gpu.clustering.budget import codewords_by_field
+    from saec_gpu.sources import TableField
+
+    fields = {"user": TableField("user", 10**9, 16, "float32")}
+    with caplog.at_level(logging.INFO, "saec_gpu"):
+        assert codewords_by_field(fields, 0.01) == {"user": 65_536}
+    assert "65536 are taken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(1000, 1000), ("1000", 1000), ("500MB", 500_000_000), ("2GB", 2 * 10**9), ("1.5GiB", 3 * 2**29), ("3 kb", 3000)],
+)  # fmt: skip
+def test_sizes_as_people_write_them(text: int | str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+def test_nothing_is_printed_and_no_random_state_is_touched(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # RELIABILITY 44
+    tables, weights = make_tables(np.random.default_rng(5))
+    before = np.random.get_state()  # noqa: NPY002 - the state that must not change
+    saec.compress(tables, weights=weights, codewords=8, out=tmp_path / "a.saec")
+    after = np.random.get_state()  # noqa: NPY002
+    assert np.array_equal(before[1], after[1])
+    assert before[2:] == after[2:]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_counts_every_row(tmp_path: Path) -> None:
+    tables, _ = make_tables(np.random.default_rng(5))
+    reports: list[saec.Progress] = []
+    saec.compress(
+        tables, codewords=8, out=tmp_path / "a.saec", progress=reports.append, chunk_rows=100
+    )
+    assert [r.stage for i, r in enumerate(reports) if i == 0 or reports[i - 1].stage != r.stage] == [
+        "statistics", "seeding", "fit", "codes", "write",
+    ]  # fmt: skip
+    for one in reports:
+        assert 0 <= one.done <= one.total
+    last = {one.stage: one for one in reports}
+    for stage in ("statistics", "fit", "codes", "write"):
+        assert last[stage].done == last[stage].total
