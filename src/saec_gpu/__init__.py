@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import numpy  # noqa: F401, ICN001 - the one thing that is loaded at once
+import numpy  # noqa: F401 - the one thing that is loaded at once
 
 if TYPE_CHECKING:
     from saec_gpu.artifact import Artifact, load

@@ -1,6 +1,6 @@
 """What a run leaves behind so that, killed at any moment, it continues to the same bytes.
 
-    DIR/run.json                  parameters and the state of the sources; a run with others is refused
+    DIR/run.json                  parameters, state of the sources; a run with others is refused
     DIR/<number>.statistics.npz   once a field's rows were read for the first time
     DIR/<number>.fit.npz          after passes of the fit
     DIR/<number>.done.npz         the finished codebook and record; codes beside it
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.clustering.lloyd import FieldFit
+from saec_gpu.clustering.lloyd import STOP_RULES, FieldFit
 from saec_gpu.data import Float32, Sample, Statistics
 from saec_gpu.errors import CheckpointError
 
@@ -83,13 +83,9 @@ class Checkpoint:
         if differences:
             raise CheckpointError(
                 f'the checkpoint "{self.folder}" belongs to another run: {"; ".join(differences)}. '
-                "Resume may change backend, chunk rows, threads and memory, nothing else; delete the "
-                "folder to begin anew"
+                "Resume may change backend, chunk rows, threads and memory, nothing else; delete "
+                "the folder to begin anew"
             )
-
-    def codes_path(self, number: int) -> Path:
-        """Return where the field's packed codes are written."""
-        return self.folder / f"{number}.codes.npy"
 
     def save_statistics(self, number: int, statistics: Statistics) -> None:
         """Keep a field's statistics and sample."""
@@ -148,21 +144,29 @@ class Checkpoint:
             return False
         fit.codewords = arrays["codewords"]
         fit.iterations = int(arrays["iterations"])
-        fit.stopped = {"": None, "shift": "shift", "max_iter": "max_iter"}[str(arrays["stopped"])]  # type: ignore[assignment]
+        fit.stopped = next((rule for rule in STOP_RULES if rule == arrays["stopped"]), None)
         fit.counts = arrays.get("counts")
         return True
 
     def save_done(self, number: int, codebook: Float32, record: Mapping[str, Any]) -> None:
         """Keep a field's final codebook and manifest record; its codes are in place already."""
-        arrays = {"codebook": codebook, "record": np.frombuffer(_json_bytes(record), np.uint8)}
+        arrays: dict[str, NDArray[Any]] = {
+            "codebook": codebook,
+            "record": np.frombuffer(_json_bytes(record), np.uint8),
+        }
         _write_arrays(self.folder / f"{number}.done.npz", arrays)
 
     def done(self, number: int) -> tuple[Float32, dict[str, Any]] | None:
         """Return a finished field's codebook and record."""
         arrays = _read_arrays(self.folder / f"{number}.done.npz")
-        if arrays is None or not self.codes_path(number).exists():
+        if arrays is None or not codes_path(self.folder, number).exists():
             return None
         return arrays["codebook"], json.loads(arrays["record"].tobytes())
+
+
+def codes_path(folder: Path, number: int) -> Path:
+    """Return where a field's packed codes are written until the artifact takes them."""
+    return folder / f"{number}.codes.npy"
 
 
 def _short(value: Any) -> str:
@@ -179,7 +183,9 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except ValueError as err:
-        raise CheckpointError(f'"{path}" is not JSON: it was altered; delete the checkpoint') from err
+        raise CheckpointError(
+            f'"{path}" is not JSON: it was altered; delete the checkpoint'
+        ) from err
 
 
 def _is_temporary(path: Path) -> bool:
@@ -209,4 +215,6 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as err:
-        raise CheckpointError(f'"{path}" cannot be read: it was altered; delete the checkpoint') from err
+        raise CheckpointError(
+            f'"{path}" cannot be read: it was altered; delete the checkpoint'
+        ) from err

@@ -57,7 +57,8 @@ Codewords = Annotated[
     ),
 ]
 Ratio = Annotated[
-    float | None, typer.Option(help="How many times smaller, counted bytes; instead of --codewords.")
+    float | None,
+    typer.Option(help="How many times smaller, counted bytes; instead of --codewords."),
 ]
 
 
@@ -121,7 +122,9 @@ def _codewords(options: list[str] | None, fields: Any) -> Any:
         elif name in fields:
             by_field[name] = value
         else:
-            raise ParamError(f'--codewords {text}: no field "{name}"; the fields are {list(fields)}')
+            raise ParamError(
+                f'--codewords {text}: no field "{name}"; the fields are {list(fields)}'
+            )
     if not by_field:
         return default
     if default is None and len(by_field) < len(fields):
@@ -151,9 +154,13 @@ def _print_artifact(artifact: Any, seconds: float) -> None:
         after = entry["codebook_bytes"] + entry["code_bytes"]
         rows.append(
             (
-                one, f"{field.n_rows:,}", field.dim, f"{field.n_codewords:,}",
+                one,
+                f"{field.n_rows:,}",
+                field.dim,
+                f"{field.n_codewords:,}",
                 "whole" if field.encoding == "identity" else f"{entry['bits']} bits",
-                entry.get("iterations", 0), console.human_bytes(entry["table_bytes"]),
+                entry.get("iterations", 0),
+                console.human_bytes(entry["table_bytes"]),
                 console.human_bytes(after),
                 f"{entry.get('sse', 0.0):.4g}",
             )  # fmt: skip
@@ -161,7 +168,9 @@ def _print_artifact(artifact: Any, seconds: float) -> None:
     columns = ("field", "rows", "dim", "codewords", "codes", "passes", "before", "after", "error")
     console.print_table(str(artifact.path), columns, rows)
     shares = artifact.run.get("rechecked_share", {}).values()
-    rechecked = f"{100 * max(shares):.3g} % of rows rechecked at most" if shares else "nothing to recheck"
+    rechecked = (
+        f"{100 * max(shares):.3g} % of rows rechecked at most" if shares else "nothing to recheck"
+    )
     console.out.print(
         f"{console.human_bytes(artifact.table_bytes)} → {console.human_bytes(artifact.counted_bytes)} "
         f"({artifact.ratio:.2f}× smaller; {console.human_bytes(artifact.disk_bytes)} on disk) in "
@@ -196,7 +205,9 @@ def demo(
             seconds = time.perf_counter() - begun
             verification = check(artifact, tables, weights=counts, progress=progress)
         if as_json:
-            console.print_json({**_summary(artifact), "seconds": seconds, "verified": verification.ok})
+            console.print_json(
+                {**_summary(artifact), "seconds": seconds, "verified": verification.ok}
+            )
         else:
             _print_artifact(artifact, seconds)
             _print_verification(verification)
@@ -279,7 +290,8 @@ def inspect(
 def verify(
     artifact: Annotated[Path, typer.Argument(help="Artifact to check.")],
     source: Annotated[
-        str | None, typer.Argument(help="The tables it was made from; without, only its files are checked.")
+        str | None,
+        typer.Argument(help="The tables it was made from; without, only its files are checked."),
     ] = None,
     weights: Weights = None,
     backend: Backend = "auto",
@@ -294,7 +306,9 @@ def verify(
     loaded = load(artifact)
     if source is None:
         if weights is not None:
-            raise ParamError("--weights was given without SOURCE; weights are checked with the tables")
+            raise ParamError(
+                "--weights was given without SOURCE; weights are checked with the tables"
+            )
         loaded.check_files()
         if as_json:
             console.print_json({"ok": True, "files": "unaltered"})
@@ -367,7 +381,9 @@ def _row_numbers(texts: list[str]) -> list[int]:
         try:
             numbers.extend(range(int(first), int(last)) if colon else [int(first)])
         except ValueError as err:
-            raise ParamError(f"row {text!r} was given; give numbers or ranges such as 100:110") from err
+            raise ParamError(
+                f"row {text!r} was given; give numbers or ranges such as 100:110"
+            ) from err
     return numbers
 
 
@@ -399,7 +415,9 @@ def _guarded(command: Callable[[], Any]) -> None:
     try:
         command()
     except SaecError as error:
-        console.err.print(f"saec: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+        console.err.print(
+            f"saec: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True
+        )
         sys.exit(EXIT_ERROR)
     except KeyboardInterrupt:
         console.err.print(

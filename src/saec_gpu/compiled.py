@@ -11,7 +11,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def compiled(function: _Function) -> _Function:
-    """Return the function compiled by Numba: without the GIL, cached on disk, strict IEEE arithmetic.
+    """Return the function compiled by Numba: without the GIL, cached on disk, strictly IEEE 754.
 
     Never fastmath: a contraction or a reassociation would change bits. Division by zero gives what
     IEEE 754 says (`error_model="numpy"`) instead of an exception.

@@ -97,7 +97,7 @@ class FixedPoint:
     @property
     def wide(self) -> bool:
         """Return whether a sum takes two limbs."""
-        return self.bits > 62  # noqa: PLR2004 - the narrower of the two layouts
+        return self.bits > 62
 
     @property
     def column_shifts(self) -> Int64:
@@ -164,7 +164,9 @@ class Partial:
 
     def __add__(self, other: Partial) -> Partial:
         """Return the partial of the rows of both."""
-        if self.sums.shape != other.sums.shape or (self.sums_low is None) != (other.sums_low is None):
+        if self.sums.shape != other.sums.shape or (self.sums_low is None) != (
+            other.sums_low is None
+        ):
             raise LayoutError(
                 f"partials of shapes {self.sums.shape} and {other.sums.shape}, or of one and two "
                 "limbs, were added; both must belong to one fit of one field"

@@ -79,7 +79,9 @@ def _subnormals() -> Finding:
         "subnormal numbers",
         "kept" if kept else "flushed to zero",
         kept,
-        "" if kept else "a library built with -ffast-math changed the processor's mode; find and drop it",
+        ""
+        if kept
+        else "a library built with -ffast-math changed the processor's mode; find and drop it",
     )
 
 

@@ -20,7 +20,7 @@ import shutil
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
@@ -140,7 +140,7 @@ def staged(
         Writing failed. What was at out still is.
     """
     folder = _beside(out, "writing")
-    with _claimed(folder, is_ours, names):
+    with _claimed(folder, is_ours, names), ExitStack() as locks:
         try:
             if replace:
                 _drop_previous(out)
@@ -150,6 +150,9 @@ def staged(
                     flush(Path(parent, name))
                 flush(Path(parent))
             if replace:
+                # The old folder will have the name of this one until it is removed, so that it
+                # must be locked like this one.
+                locks.enter_context(_locked(out, wait=True))
                 _replace(folder, out)
             else:
                 _refuse_existing(out)
@@ -227,44 +230,49 @@ def _claimed(
     folder: Path, is_ours: Callable[[Path], bool], names: frozenset[str]
 ) -> Iterator[None]:
     """Make the folder, empty and locked; one that was left by a killed process is emptied."""
+    made = not os.path.lexists(folder)
     try:
         folder.mkdir(exist_ok=True)
     except FileExistsError:
         _refuse_existing(folder)
-    with _locked(folder) as mine:
-        if not mine:
-            raise ArtifactError(
-                f'another process is writing "{folder}"; wait for it, or give another folder'
-            )
-        if not is_ours(folder) and not {entry.name for entry in folder.iterdir()} <= names | {
-            MARKER
-        }:
-            _refuse_existing(folder)
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-        yield
+    try:
+        with _locked(folder) as mine:
+            if not mine:
+                raise ArtifactError(
+                    f'another process is writing "{folder}"; wait for it, or give another folder'
+                )
+            found = list(folder.iterdir())
+            if not is_ours(folder) and not {entry.name for entry in found} <= names | {MARKER}:
+                _refuse_existing(folder)
+            for entry in found:
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+            yield
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _replace(folder: Path, out: Path) -> None:
     """Put folder in place of out; the old one lies at folder or at `<out>.previous` then."""
-    # The old folder gets the name of the one that is written, so it must be locked like that one.
-    with _locked(out, wait=True):
-        if _exchange(folder, out):
-            return
-        previous = _beside(out, "previous")
-        _refuse_existing(previous)
-        (folder / MARKER).touch()
-        flush(folder)
-        try:
-            os.rename(out, previous)
-            os.rename(folder, out)
-        except BaseException:
-            if _half_done(out):
-                os.rename(previous, out)
-            raise
+    if _exchange(folder, out):
+        return
+    previous = _beside(out, "previous")
+    _refuse_existing(previous)
+    (folder / MARKER).touch()
+    flush(folder / MARKER)
+    flush(folder)
+    try:
+        os.rename(out, previous)
+        os.rename(folder, out)
+    except BaseException:
+        if _half_done(out):
+            os.rename(previous, out)
+        raise
 
 
 def _exchange(folder: Path, out: Path) -> bool:
@@ -285,4 +293,4 @@ def _drop_previous(out: Path) -> None:
     """Remove what `<out>.previous` a completed swap has left."""
     if (out / MARKER).exists():
         shutil.rmtree(_beside(out, "previous"), ignore_errors=True)
-        (out / MARKER).unlink()
+        (out / MARKER).unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """Which rows are read when: sets of fields that fit in memory, and rows read ahead of their use.
 
 A field that fits is read once: fields are grouped into sets that fit the budget, and each set is
-fitted to its end before the next is read. A field larger than the budget is read in chunks, once a pass.
+fitted to its end before the next is read. A field larger than the budget is read in chunks, in each
+pass.
 """
 
 from __future__ import annotations
@@ -130,8 +131,8 @@ def plan_sets(
         if least > memory:
             raise ParamError(
                 f'memory of {memory} bytes was given, but field "{work.name}" with '
-                f"{work.n_codewords} codewords of dim {work.dim} needs {least} beside its rows; give "
-                "more memory, fewer codewords or fewer threads"
+                f"{work.n_codewords} codewords of dim {work.dim} needs {least} beside its rows; "
+                "give more memory, fewer codewords or fewer threads"
             )
         if chunk_rows is None:
             room = (memory - work.working_bytes(threads)) // (READS_HELD * work.piece_row_bytes)

@@ -47,7 +47,9 @@ class FieldVerification:
         """Return what does not agree, in words."""
         found = []
         if self.wrong_codes:
-            found.append(f'field "{self.name}": {self.wrong_codes} rows have another nearest codeword')
+            found.append(
+                f'field "{self.name}": {self.wrong_codes} rows have another nearest codeword'
+            )
         if self.sse != self.stored_sse:
             found.append(f'field "{self.name}": sse is {self.sse!r}, stored {self.stored_sse!r}')
         if self.weighted_sse is not None and self.weighted_sse != self.stored_weighted_sse:
@@ -122,9 +124,7 @@ def verify(
     ]  # fmt: skip
     found: dict[str, FieldVerification] = {}
     report = progress or (lambda _: None)
-    for planned in plan_sets(
-        works, memory=budget, threads=engine.threads, chunk_rows=chunk_rows
-    ):
+    for planned in plan_sets(works, memory=budget, threads=engine.threads, chunk_rows=chunk_rows):
         stream = RowStream(source, weight_source, planned, by_piece=True)
         for work in planned.fields:
             found[work.name] = _verify_field(

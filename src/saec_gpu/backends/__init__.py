@@ -15,9 +15,10 @@ def open_backend(name: str, *, threads: int | None = None) -> Backend:
         No backend has this name.
     """
     if name in ("auto", "cpu"):
-        from saec_gpu.backends.cpu import CpuBackend  # noqa: PLC0415 - compiles on import
+        from saec_gpu.backends.cpu import CpuBackend
 
         return CpuBackend(threads)
     raise ParamError(
-        f'backend="{name}" was given; the backends are {", ".join(known_backends())}, and "auto" chooses'
+        f'backend="{name}" was given; the backends are {", ".join(known_backends())}, and "auto" '
+        "chooses"
     )

@@ -38,7 +38,7 @@ def _round_up(number: int, step: int) -> int:
 
 @dataclass(eq=False)
 class _Accumulators:
-    """One thread's sums of all slots. Never shared, so never locked; integers, so any split adds up."""
+    """One thread's sums of all slots: its own, so without locks; integers, so any split adds up."""
 
     sums: Int64
     sums_low: Int64
@@ -137,7 +137,9 @@ class CpuBackend:
     name = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
-        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        available = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        )
         self.threads = threads if threads is not None else available or 1
         if self.threads < 1:
             raise ParamError(f"threads={threads} was given; give 1 or more, or None for every core")
@@ -172,10 +174,10 @@ class CpuBackend:
         for number, codebook in enumerate(codebooks.values()):
             dim, n_codewords, panel, score, word, column, _ = (int(n) for n in slots[number])
             scale, factor, centre, centred, own_scores = _filter_form(codebook.codewords)
-            padded = np.zeros((_round_up(n_codewords, kernels.PANEL), dim), np.float32)
-            padded[:n_codewords] = centred
-            by_panel = padded.reshape(-1, kernels.PANEL, dim).transpose(0, 2, 1)
-            panels[panel : panel + padded.size] = by_panel.reshape(-1)
+            rows = np.zeros((_round_up(n_codewords, kernels.PANEL), dim), np.float32)
+            rows[:n_codewords] = centred
+            by_panel = rows.reshape(-1, kernels.PANEL, dim).transpose(0, 2, 1)
+            panels[panel : panel + rows.size] = by_panel.reshape(-1)
             scores[score : score + n_codewords] = own_scores
             words[word : word + n_codewords * dim] = codebook.codewords.reshape(-1)
             centres[column : column + dim] = centre
@@ -204,9 +206,7 @@ class CpuBackend:
         codes = np.empty(rows.layout.n_rows, np.uint32)
         self._run(rows, codebooks, codes, np.zeros(0), given=False, accumulate=True)
 
-    def accumulate(
-        self, rows: Chunk, codes: NDArray[np.uint32], codebooks: CpuCodebooks
-    ) -> None:
+    def accumulate(self, rows: Chunk, codes: NDArray[np.uint32], codebooks: CpuCodebooks) -> None:
         """Add rows to the partials of the codewords that `codes` names.
 
         Raises
@@ -276,8 +276,8 @@ class CpuBackend:
                 counter, tiles, codebooks.slots, codebooks.factors, chunk.values, weights,
                 codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words,
                 codebooks.column_scales, codebooks.weight_scales, given, codes, distances,
-                accumulate, own.sums, own.sums_low, own.weight_sums, own.weight_sums_low, own.counts,
-                own.rechecked, _aligned(max_dim * ROW_LANES, np.float32),
+                accumulate, own.sums, own.sums_low, own.weight_sums, own.weight_sums_low,
+                own.counts, own.rechecked, _aligned(max_dim * ROW_LANES, np.float32),
                 _aligned(ROW_LANES, np.int32), _aligned(2 * ROW_LANES, np.float32),
             )  # fmt: skip
 
@@ -292,7 +292,9 @@ def _tiles(chunk: Chunk, codebooks: CpuCodebooks) -> Iterator[list[int]]:
     """Yield the tile table's rows, costliest first so that no thread ends on a long one."""
     segments = [s for s in chunk.layout.segments if s.field in codebooks.slot_of]
     slots = codebooks.slots
-    segments.sort(key=lambda s: -int(slots[codebooks.slot_of[s.field], : kernels.SLOT_CODEWORDS + 1].prod()))
+    segments.sort(
+        key=lambda s: -int(slots[codebooks.slot_of[s.field], : kernels.SLOT_CODEWORDS + 1].prod())
+    )
     for segment in segments:
         number = codebooks.slot_of[segment.field]
         fixed_point = codebooks.codebooks[number].fixed_point

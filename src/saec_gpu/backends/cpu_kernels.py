@@ -18,15 +18,15 @@ so |y − Y| ≤ u|y| and |e − E| ≤ u|e|, and
     rounding of h_k and of the d fma:      (d + 1) u (|e|²/2 + |y||e|)(1 + du)
 
 Together, with 2|y||e| ≤ |y|² + |e|²:  |score_k − A|e_k|² − T_k| ≤ A (|e_k|² + |y|²/2). The float64
-distance of the definition differs from the real one by at most (d + 3) 2⁻⁵³ of itself, 2²⁹ times less;
-SLACK holds that too. A |e_k|² is already in the score, therefore, for the best score's codeword w,
+distance of the definition differs from the real one by at most (d + 3) 2⁻⁵³ of itself, 2²⁹ times
+less; SLACK holds that too. A |e_k|² is already in the score; so, for the best score's codeword w,
 
     T_k ≤ score_k + A|y|²/2      T_w ≥ score_w − 2A|e_w|² − A|y|²/2
 
-and w is proved when score_w − score_k > 2A|e_w|² + A|y|² for every other k. Each codeword carries its
-own share of the bound in its score: far and large codewords do not blur rows near the centre, and one
-comparison with the second best score does it. |e_w| is not looked up: |e_w|² ≤ 2|y|² + 2|y − e_w|²
-and |y − e_w|² = |y|² − 2T_w give
+and w is proved when score_w − score_k > 2A|e_w|² + A|y|² for every other k. Each codeword carries
+its own share of the bound in its score: far and large codewords do not blur rows near the centre,
+and one comparison with the second best score does it. |e_w| is not looked up: |e_w|² ≤ 2|y|² +
+2|y − e_w|² and |y − e_w|² = |y|² − 2T_w give
 
     2A|e_w|² + A|y|² ≤ A (9|y|² − 8 score_w)
 
@@ -35,7 +35,7 @@ values rounded to multiples of 2⁻¹⁴⁹, times values of order one. A score 
 proves nothing, since no comparison with NaN holds and infinity is not above infinity.
 
 A row that is not proved is decided by the definition among the codewords that the same bound cannot
-exclude. Their scores are computed again, with the same operations in the same order and so the same bits.
+exclude. Their scores are computed again, by the same operations in the same order: the same bits.
 """
 
 from __future__ import annotations
@@ -43,12 +43,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from saec_gpu.backends.simd import (
     ROW_LANES,
     TRANSPOSE,
-    add,
     add_int,
     centre_transposed,
     fma,
@@ -98,7 +96,11 @@ def _fold(score: Any, codeword: Any, best: Any, second: Any, index: Any) -> Any:
     """Return best, second best and index of the best after one more codeword."""
     second = larger(second, smaller(best, score))
     better = greater(score, best)
-    return pick(better, score, best), second, pick(better, splat(ROW_LANES, np.int32(codeword)), index)
+    return (
+        pick(better, score, best),
+        second,
+        pick(better, splat(ROW_LANES, np.int32(codeword)), index),
+    )
 
 
 @inlined
@@ -122,7 +124,7 @@ def _rank(
     codes: Any,  # OUT int32 (ROW_LANES)
     leads: Any,  # OUT float32 (2 * ROW_LANES): best score, then bound
 ) -> Any:
-    """Return the bit set of rows whose best codeword is not proved; all best codewords are in codes."""
+    """Write the best codeword of each row; return the bit set of rows where it is not proved."""
     best = splat(ROW_LANES, WORST)
     second = splat(ROW_LANES, WORST)
     index = splat(ROW_LANES, np.int32(0))
@@ -182,7 +184,7 @@ def _decide(
     word: Any,
     n_codewords: Any,
 ) -> Any:
-    """Return the code of one row by the definition, among the codewords its bound cannot exclude."""
+    """Return one row's code by the definition, among the codewords its bound cannot exclude."""
     nearest, code = np.inf, 0
     lead = splat(PANEL, bound)
     top = splat(PANEL, best)
@@ -273,12 +275,107 @@ def _add_rows(
         row += dim
 
 
-@compiled
-def add_wide(term: Any, high: Any, low: Any, at: Any) -> None:
+@inlined
+def _add_limbs(term: Any, high: Any, low: Any, at: Any) -> None:
     """Add a whole float64 to the limbs high[at]·2³² + low[at], 0 ≤ low term < 2³²."""
     limb = np.floor(term / LIMB)
     high[at] += np.int64(limb)
     low[at] += np.int64(term - limb * LIMB)
+
+
+@compiled
+def _add_rows_wide(
+    values: Any,
+    row: Any,
+    n_rows: Any,
+    dim: Any,
+    weighted: Any,
+    weights: Any,
+    first_weight: Any,
+    column_scales: Any,
+    column: Any,
+    weight_scale: Any,
+    codes: Any,
+    first_code: Any,
+    first_word: Any,
+    first_score: Any,
+    sums: Any,  # INOUT int64, flat: high limbs
+    sums_low: Any,
+    weight_sums: Any,
+    weight_sums_low: Any,
+    counts: Any,
+) -> None:
+    """Do what `_add_rows` does, in two limbs."""
+    for i in range(n_rows):
+        code = np.int64(codes[first_code + i])
+        counts[first_score + code] += 1
+        weight = weights[first_weight + i] if weighted else 1.0
+        term = np.rint(weight * weight_scale)
+        _add_limbs(term, weight_sums, weight_sums_low, first_score + code)
+        for j in range(dim):
+            term = np.float64(values[row + i * dim + j]) * weight * column_scales[column + j]
+            _add_limbs(np.rint(term), sums, sums_low, first_word + code * dim + j)
+
+
+@compiled
+def _find_codes(
+    values: Any,
+    row: Any,
+    lanes: Any,
+    dim: Any,
+    scale: Any,
+    factor: Any,
+    centres: Any,
+    column: Any,
+    panels: Any,
+    panel: Any,
+    scores: Any,
+    first_score: Any,
+    words: Any,
+    first_word: Any,
+    n_codewords: Any,
+    codes: Any,  # OUT uint32: codes of the block at first_code
+    first_code: Any,
+    block: Any,  # scratch
+    lane_codes: Any,  # scratch
+    leads: Any,  # scratch
+) -> Any:
+    """Write the codes of up to ROW_LANES rows; return how many the filter did not prove."""
+    _fill_block(values, row, lanes, dim, scale, centres, column, block)
+    unproved = _rank(
+        block, dim, panels, panel, scores, first_score, n_codewords, factor, lane_codes, leads
+    )
+    rechecked = 0
+    while unproved:
+        lane = lowest_bit(unproved)
+        unproved &= unproved - np.uint64(1)
+        if lane < lanes:
+            lane_codes[lane] = _decide(
+                block, lane, leads[lane], leads[ROW_LANES + lane], values, row + lane * dim,
+                dim, panels, panel, scores, first_score, words, first_word, n_codewords,
+            )  # fmt: skip
+            rechecked += 1
+    for lane in range(lanes):
+        codes[first_code + lane] = lane_codes[lane]
+    return rechecked
+
+
+@compiled
+def _measure(
+    values: Any,
+    row: Any,
+    n_rows: Any,
+    dim: Any,
+    words: Any,
+    first_word: Any,
+    codes: Any,
+    first_code: Any,
+    distances: Any,  # OUT float64, at first_code
+) -> None:
+    """Write the exact distance of each row to the codeword of its code."""
+    for i in range(n_rows):
+        word = first_word + np.int64(codes[first_code + i]) * dim
+        distances[first_code + i] = exact_distance(values, row + i * dim, words, word, dim)
 
 
 @compiled
@@ -326,6 +423,7 @@ def run_tiles(
         first_word = slots[slot, SLOT_WORDS]
         column = slots[slot, SLOT_COLUMNS]
         wide = slots[slot, SLOT_WIDE]
+        weighted = first_weight >= 0
         scale, factor = factors[slot, 0], factors[slot, 1]
         weight_scale = weight_scales[slot]
         for start in range(0, n_rows, ROW_LANES):
@@ -333,41 +431,24 @@ def run_tiles(
             lanes = min(ROW_LANES, n_rows - start)
             code_at = first_code + start
             if not given:
-                _fill_block(values, row, lanes, dim, scale, centres, column, block)
-                unproved = _rank(
-                    block, dim, panels, panel, scores, first_score, n_codewords, factor, lane_codes, leads
-                )
-                while unproved:
-                    lane = lowest_bit(unproved)
-                    unproved &= unproved - np.uint64(1)
-                    if lane < lanes:
-                        lane_codes[lane] = _decide(
-                            block, lane, leads[lane], leads[ROW_LANES + lane], values, row + lane * dim,
-                            dim, panels, panel, scores, first_score, words, first_word, n_codewords,
-                        )  # fmt: skip
-                        rechecked[slot] += 1
-                for lane in range(lanes):
-                    codes[code_at + lane] = lane_codes[lane]
+                rechecked[slot] += _find_codes(
+                    values, row, lanes, dim, scale, factor, centres, column, panels, panel, scores,
+                    first_score, words, first_word, n_codewords, codes, code_at,
+                    block, lane_codes, leads,
+                )  # fmt: skip
             if len(distances):
-                for lane in range(lanes):
-                    word = first_word + np.int64(codes[code_at + lane]) * dim
-                    distances[code_at + lane] = exact_distance(
-                        values, row + lane * dim, words, word, dim
-                    )
+                _measure(
+                    values, row, lanes, dim, words, first_word, codes, code_at, distances
+                )  # fmt: skip
             if accumulate and not wide:
                 _add_rows(
-                    values, row, lanes, dim, first_weight >= 0, weights, first_weight + start,
+                    values, row, lanes, dim, weighted, weights, first_weight + start,
                     column_scales, column, weight_scale, codes, code_at, first_word, first_score,
                     sums, weight_sums, counts,
                 )  # fmt: skip
             elif accumulate:
-                for lane in range(lanes):
-                    code = np.int64(codes[code_at + lane])
-                    weight = weights[first_weight + start + lane] if first_weight >= 0 else 1.0
-                    counts[first_score + code] += 1
-                    at = first_score + code
-                    add_wide(np.rint(weight * weight_scale), weight_sums, weight_sums_low, at)
-                    for j in range(dim):
-                        term = np.float64(values[row + lane * dim + j]) * weight
-                        term = np.rint(term * column_scales[column + j])
-                        add_wide(term, sums, sums_low, first_word + code * dim + j)
+                _add_rows_wide(
+                    values, row, lanes, dim, weighted, weights, first_weight + start,
+                    column_scales, column, weight_scale, codes, code_at, first_word, first_score,
+                    sums, sums_low, weight_sums, weight_sums_low, counts,
+                )  # fmt: skip

@@ -34,9 +34,17 @@ class Assignment:
 
 
 class Backend(Protocol):
-    """One machine or device that assigns and accumulates."""
+    """One machine or device that assigns and accumulates.
+
+    Attributes
+    ----------
+    name : str
+    threads : int
+        How many hold sums of their own, and so how often those take memory.
+    """
 
     name: str
+    threads: int
 
     def memory_budget(self) -> int:
         """Return how many bytes a run may take by default."""

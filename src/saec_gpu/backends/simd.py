@@ -28,7 +28,7 @@ _ELEMENTS = {
 
 
 def _row_lanes() -> int:
-    """Return how many rows a kernel takes at once: 64 fill a third of 32 wide registers four times."""
+    """Return how many rows a kernel takes at once: 4 x 64 sums fill 16 of 32 wide registers."""
     features = cpu_target.target_context.codegen().magic_tuple()[2]
     return 64 if "+avx512f" in features.split(",") else 16
 
@@ -201,7 +201,15 @@ TRANSPOSE = 16
 
 @intrinsic  # type: ignore[untyped-decorator]
 def centre_transposed(
-    typing: Any, rows: Any, start: Any, dim: Any, scale: Any, centre: Any, column: Any, out: Any, at: Any
+    typing: Any,
+    rows: Any,
+    start: Any,
+    dim: Any,
+    scale: Any,
+    centre: Any,
+    column: Any,
+    out: Any,
+    at: Any,
 ) -> Any:
     """Write scale * rows - centre of 16 rows and 16 columns, transposed.
 
@@ -213,7 +221,9 @@ def centre_transposed(
         rows_, start_, dim_, scale_, centre_, column_, out_, at_ = args
         kinds = signature.args
         llvm = _llvm(vector)
-        constant = lambda n: ir.Constant(ir.IntType(64), n)  # noqa: E731
+
+        def constant(n: int) -> Any:
+            return ir.Constant(ir.IntType(64), n)
 
         def read(kind: Any, array: Any, index: Any) -> Any:
             pointer = _element_pointer(context, builder, kind, array, index)
@@ -229,16 +239,21 @@ def centre_transposed(
                 builder,
                 "llvm.fma",
                 vector,
-                [read(kinds[0], rows_, builder.add(start_, builder.mul(dim_, constant(i)))), factor, shift],
+                [
+                    read(kinds[0], rows_, builder.add(start_, builder.mul(dim_, constant(i)))),
+                    factor,
+                    shift,
+                ],
             )
             for i in range(TRANSPOSE)
         ]
         # log2(16) rounds of interleaving line i with line i + 8 transpose 16 x 16
         half = TRANSPOSE // 2
-        order = lambda first: ir.Constant(  # noqa: E731
-            ir.VectorType(ir.IntType(32), TRANSPOSE),
-            [first + i // 2 + (TRANSPOSE if i % 2 else 0) for i in range(TRANSPOSE)],
-        )
+
+        def order(first: int) -> Any:
+            places = [first + i // 2 + (TRANSPOSE if i % 2 else 0) for i in range(TRANSPOSE)]
+            return ir.Constant(ir.VectorType(ir.IntType(32), TRANSPOSE), places)
+
         for _ in range(TRANSPOSE.bit_length() - 1):
             lines = [
                 builder.shuffle_vector(lines[i], lines[i + half], order(first))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 from saec_gpu.errors import ParamError
 from saec_gpu.packing import packed_size
@@ -65,14 +66,14 @@ def codewords_by_field(
 
 
 def _field_codewords(field: TableField, asked: Any) -> int:
-    if isinstance(asked, Integral) and not isinstance(asked, bool):
+    if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
         if not 1 <= asked <= MOST_CODEWORDS:
             raise ParamError(
-                f'{asked} codewords were asked of field "{field.name}"; give 1 to {MOST_CODEWORDS}, '
-                "or a fraction such as 0.01"
+                f'{asked} codewords were asked of field "{field.name}"; give 1 to '
+                f"{MOST_CODEWORDS}, or a fraction such as 0.01"
             )
         return int(asked)
-    if isinstance(asked, Real) and not isinstance(asked, bool) and 0.0 < asked <= 1.0:
+    if isinstance(asked, float | np.floating) and 0.0 < asked <= 1.0:
         wanted = max(1, round(float(asked) * field.n_rows))
         if wanted > MOST_BY_FRACTION:
             logger.info(
@@ -98,21 +99,20 @@ def codewords_for_ratio(fields: Mapping[str, TableField], ratio: float) -> dict[
     ParamError
         The ratio is not above 1, or out of reach even with one codeword a field.
     """
-    if not (isinstance(ratio, Real) and math.isfinite(ratio) and ratio > 1):
+    if not (isinstance(ratio, int | float | np.number) and math.isfinite(ratio) and ratio > 1):
         raise ParamError(f"ratio={ratio!r} was given; give a number above 1, such as 27.7")
     table_bytes = sum(field.nbytes for field in fields.values())
     target = table_bytes / ratio
 
     def counted(fraction: float) -> int:
-        return sum(
-            encoded_bytes(field, _rows_share(field, fraction)) for field in fields.values()
-        )
+        return sum(encoded_bytes(field, _rows_share(field, fraction)) for field in fields.values())
 
     low, high = 0.0, 1.0
     if counted(low) > target:
         raise ParamError(
             f"ratio={ratio} was given, but one codeword a field already takes {counted(low)} of "
-            f"{table_bytes} bytes; the most that can be asked here is {table_bytes / counted(low):.4g}"
+            f"{table_bytes} bytes; the most that can be asked here is "
+            f"{table_bytes / counted(low):.4g}"
         )
     for _ in range(BISECTIONS):
         middle = (low + high) / 2

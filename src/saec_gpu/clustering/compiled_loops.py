@@ -108,7 +108,7 @@ def weighted_mean(rows: Any, weights: Any, mean: Any) -> None:
 
 
 @compiled
-def weighted_variance(rows: Any, weights: Any, mean: Any) -> float:
+def weighted_variance(rows: Any, weights: Any, mean: Any) -> Any:
     """Return V = Σ_j Σ_i ω_i (x_ij − m_j)² / Σ_i ω_i / dim (DEFINITIONS G)."""
     n_rows, dim = rows.shape
     total = 0.0

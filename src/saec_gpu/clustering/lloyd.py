@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.compiled_loops import (
@@ -33,6 +34,9 @@ from saec_gpu.data import (
     Statistics,
     chunk_of,
 )
+
+StopRule = Literal["shift", "max_iter"]
+STOP_RULES: tuple[StopRule, ...] = get_args(StopRule)
 
 Chunks = Callable[[Collection[str]], Iterable[Chunk]]
 
@@ -61,7 +65,7 @@ class FieldFit:
     variance: float
     codewords: Float32
     iterations: int = 0
-    stopped: Literal["shift", "max_iter"] | None = None
+    stopped: StopRule | None = None
     counts: Int64 | None = None
 
     def ordered(self) -> Float32:
@@ -153,15 +157,15 @@ def repaired(backend: Backend, codewords: Float32, empty: Int64, sample: Sample)
     return repaired_words
 
 
-def _empty(partial: Partial) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _empty(partial: Partial) -> NDArray[np.bool_]:
     """Return which codewords have no weight."""
-    empty: np.ndarray[tuple[int], np.dtype[np.bool_]] = partial.weight_sums == 0
+    empty: NDArray[np.bool_] = partial.weight_sums == 0
     if partial.weight_sums_low is not None:
         empty &= partial.weight_sums_low == 0
     return empty
 
 
-def _part(array: Int64 | None, places: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Int64 | None:
+def _part(array: Int64 | None, places: NDArray[np.bool_]) -> Int64 | None:
     return None if array is None else array[places]
 
 
@@ -192,7 +196,7 @@ def fit(
     fits : mapping of name to FieldFit
         Moved in place; fields already stopped are left alone.
     after_pass : function
-        Called after each pass with the rows rechecked per field; the place for progress and checkpoints.
+        Called after each pass with the rows rechecked per field; the place for checkpoints.
     """
     while active := {name: one for name, one in fits.items() if one.stopped is None}:
         partials, rechecked = fit_pass(backend, chunks(active.keys()), active)

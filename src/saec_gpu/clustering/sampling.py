@@ -36,9 +36,9 @@ class Sampler:
     """Keeps the rows of greatest priority while a field is read in order.
 
     Priority sampling (Duffield, Lund, Thorup, "Priority sampling for estimation of arbitrary subset
-    sums", J. ACM 54(6), 2007, doi 10.1145/1314690.1314696): q = w / uniform; the m rows of greatest q,
-    each weighing max(w, τ) with τ the next q, estimate every subset's weight without bias. Each row's
-    draw depends on its number alone, so neither the order nor the size of chunks matters.
+    sums", J. ACM 54(6), 2007, doi 10.1145/1314690.1314696): q = w / uniform; the m rows of greatest
+    q, each weighing max(w, τ) with τ the next q, estimate every subset's weight without bias. Each
+    row's draw depends on its number alone, so neither order nor size of chunks matters.
     """
 
     def __init__(self, n_rows: int, dim: int, n_codewords: int, seed: int, field: str) -> None:
@@ -69,7 +69,10 @@ class Sampler:
 
     def _shrink(self) -> float:
         """Keep the size + 1 rows of greatest priority, in row order; return the least of them."""
-        index, priority, weights, rows = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        index = np.concatenate([part[0] for part in self._parts])
+        priority = np.concatenate([part[1] for part in self._parts])
+        weights = np.concatenate([part[2] for part in self._parts])
+        rows = np.concatenate([part[3] for part in self._parts])
         kept = self._size + 1
         threshold = 0.0
         if len(index) >= kept:
@@ -77,7 +80,8 @@ class Sampler:
             above = np.flatnonzero(priority > threshold)
             ties = np.flatnonzero(priority == threshold)[: kept - len(above)]
             places = np.sort(np.concatenate([above, ties]))
-            index, priority, weights, rows = (a[places] for a in (index, priority, weights, rows))
+            index, priority = index[places], priority[places]
+            weights, rows = weights[places], rows[places]
         self._parts = [(index, priority, weights, rows)]
         self._n_kept = len(index)
         return threshold
@@ -89,5 +93,6 @@ class Sampler:
         if len(index) > self._size:
             # the last of the rows with the threshold's priority only marks τ
             places = np.delete(np.arange(len(index)), np.flatnonzero(priority == threshold)[-1])
-            index, priority, weights, rows = (a[places] for a in (index, priority, weights, rows))
+            index, priority = index[places], priority[places]
+            weights, rows = weights[places], rows[places]
         return Sample(index, rows, priority, np.maximum(weights, threshold))

@@ -106,8 +106,8 @@ class StatisticsBuilder:
         bad = count_exponents(weights, LEAST_WEIGHT, GREATEST_WEIGHT, self._exponents)
         if bad >= 0:
             raise WeightError(
-                f'row {start + bad} of field "{self._field}" has weight {weights[bad]!r}; a weight is '
-                "0 or a finite number from 2^-400 to 2^400"
+                f'row {start + bad} of field "{self._field}" has weight {float(weights[bad])!r}; a '
+                "weight is 0 or a finite number from 2^-400 to 2^400"
             )
 
     def statistics(self) -> Statistics:

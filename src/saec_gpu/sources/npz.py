@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -57,10 +58,8 @@ class DeflatedArray:
                 left[: len(data)] = data
                 left = left[len(data) :]
             if start + len(out) == self.shape[0]:
-                # The checksum is compared when the end is seen, which takes one read more.
-                self._stream.read(1)
                 self._close()
-        if self._header.dtype.byteorder not in "=|":
+        if self._header.byteorder != sys.byteorder:
             out.byteswap(inplace=True)
 
     def _close(self) -> None:

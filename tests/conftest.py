@@ -1,0 +1,88 @@
+"""What all tests share: backends asked for by name, seeded randomness, no skip in silence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+
+import hypothesis
+import numpy as np
+import pytest
+
+hypothesis.settings.register_profile("saec", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("saec")  # no deadline: the first example compiles
+
+_SEED = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backends",
+        default="cpu",
+        help="comma list of the backends to test; one that cannot load fails (default: cpu)",
+    )
+
+
+def _backends(config: pytest.Config) -> list[str]:
+    return [name.strip() for name in str(config.getoption("--backends")).split(",")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Here and not in a fixture: a run that was asked for a backend must not pass without it.
+    from saec_gpu.backends.protocol import known_backends
+
+    for name in _backends(config):
+        if name not in known_backends():
+            raise pytest.UsageError(
+                f"--backends names {name!r}; known are: {', '.join(known_backends())}"
+            )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend_name" in metafunc.fixturenames:
+        metafunc.parametrize("backend_name", _backends(metafunc.config), scope="session")
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Return a generator of the test's own: the run's seed, mixed with the test's name."""
+    # The seed of pytest-randomly, so that one number repeats both the order and the data.
+    seed = int(request.config.getoption("randomly_seed", 0))
+    request.node.stash[_SEED] = seed
+    name = hashlib.sha256(request.node.nodeid.encode()).digest()
+    return np.random.default_rng([seed, *name])
+
+
+def _why(report: pytest.TestReport | pytest.CollectReport) -> str:
+    match report.longrepr:
+        case (path, line, reason):
+            return f"{path}:{line}: {reason}"
+        case other:
+            return str(other)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and _SEED in item.stash:
+        report.sections.append(("rng", f"repeat with: --randomly-seed={item.stash[_SEED]}"))
+    expected = hasattr(report, "wasxfail") or any(
+        "reason" in marker.kwargs or marker.args for marker in item.iter_markers("allowed_skip")
+    )
+    if report.skipped and not expected:
+        report.outcome = "failed"
+        report.longrepr = f"unexpected skip, not marked allowed_skip(reason): {_why(report)}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped:  # a module that skips itself takes its tests along: nothing can be allowed
+        report.outcome = "failed"
+        report.longrepr = f"unexpected skip of {collector.nodeid}: {_why(report)}"
+    return report
