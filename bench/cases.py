@@ -120,7 +120,7 @@ class FieldData:
     def flop_a_pass(self) -> float:
         """Return the useful flop of one pass, 2·n·k·d."""
         n_rows, dim = self.rows.shape
-        return 2.0 * n_rows * len(self.initial) * dim
+        return float(2 * n_rows * len(self.initial) * dim)
 
 
 @dataclass(frozen=True, eq=False)

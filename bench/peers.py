@@ -178,7 +178,7 @@ class Faiss(Contestant):
 
         words, passes = [], []
         for field, weights in zip(self.data.fields, self._weights, strict=True):
-            kmeans = faiss.Kmeans(
+            kmeans: Any = faiss.Kmeans(
                 field.rows.shape[1],
                 len(field.initial),
                 niter=self.iterations,

@@ -73,7 +73,9 @@ def three_fields(folder: Path, start: float = 0) -> list[EncodedField]:
     return [
         planes(folder, "user", codebook(300, 5, start), codes, rule="nearest", sse=0.1 + 0.2),
         identity("brand", half, "float16"),
-        EncodedField("item", 0, 4, "float64", "planes", np.zeros((0, 4), np.float32)),
+        EncodedField(
+            "item", 0, 4, "float64", "planes", np.zeros((0, 4), np.float32), folder / "no"
+        ),
     ]
 
 
@@ -373,9 +375,8 @@ def wrong_fields(folder: Path) -> Iterator[tuple[str, list[EncodedField]]]:
     yield "dim 0", but(dim=0)
     yield "must be float32", but(codebook=np.zeros((3, 2), np.float64))
     yield "must be float32", but(codebook=np.zeros((3, 1), np.float32))
-    yield "planes of rows need a file of codes", but(codes=None)
-    yield "others have none", but(n_rows=0)
-    yield "others have none", but(encoding="identity", n_rows=3)
+    yield "planes need a file of codes", but(codes=None)
+    yield "identity has none", but(encoding="identity", n_rows=3)
     yield "3 of its 4 rows", but(encoding="identity", codes=None)
     yield "must be uint16", but(encoding="identity", codes=None, n_rows=3, dtype="bfloat16")
     yield "does not hold the codes of 5 rows", but(n_rows=5)

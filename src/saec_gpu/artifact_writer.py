@@ -57,9 +57,9 @@ class EncodedField:
         The codewords. With "identity": the rows, (n_rows, dim), in the table's dtype (bfloat16:
         uint16).
     codes : path, optional
-        A finished file of a `PlaneWriter`; None with "identity" and for no rows. It is linked if it
-        lies on the file system of the artifact, else copied, and stays where it is: it must not be
-        changed in place.
+        A finished file of a `PlaneWriter`; None with "identity". It is linked if it lies on the
+        file system of the artifact, else copied, and stays where it is: it must not be changed in
+        place. Not looked at for a field without rows.
     record : mapping
         What the manifest shall state beside that: rule, sse, iterations, …
     """
@@ -160,7 +160,7 @@ def write_artifact(
         ) as folder:
             (folder / CODES).mkdir()
             for number, encoded in enumerate(ordered):
-                if encoded.codes is not None:
+                if encoded.codes is not None and has_codes(encoded.encoding, encoded.n_rows):
                     _link_or_copy(encoded.codes, folder / codes_name(number))
             with (folder / CODEBOOKS).open("wb") as file:
                 _write_codebooks(file, ordered)
@@ -214,12 +214,12 @@ def _entries(fields: Sequence[EncodedField]) -> list[dict[str, Any]]:
                 f"the codebook of {where} is {encoded.codebook.dtype} {encoded.codebook.shape}; "
                 f"it must be {needed[1]} {needed[0]}"
             )
-        if (encoded.codes is not None) != has_codes(encoded.encoding, encoded.n_rows):
+        if (encoded.codes is None) != (encoded.encoding == "identity") and encoded.n_rows:
             raise ArtifactError(
-                f"{where} has encoding {encoded.encoding!r}, {encoded.n_rows} rows and codes "
-                f"{encoded.codes}; planes of rows need a file of codes, others have none"
+                f"{where} has encoding {encoded.encoding!r} and codes {encoded.codes}; "
+                "planes need a file of codes, identity has none"
             )
-        if encoded.codes is not None:
+        if encoded.codes is not None and has_codes(encoded.encoding, encoded.n_rows):
             try:
                 with encoded.codes.open("rb") as file:
                     open_planes(file, encoded.n_rows, len(encoded.codebook))

@@ -29,6 +29,7 @@ from saec_gpu.data import Float32, Sample, Statistics
 from saec_gpu.errors import CheckpointError
 
 CHECKPOINT_VERSION = 1
+CODES_ENDING = ".codes.npy"
 # saving a fit may cost at most a twentieth of the time
 SAVE_SHARE = 20
 
@@ -166,7 +167,12 @@ class Checkpoint:
 
 def codes_path(folder: Path, number: int) -> Path:
     """Return where a field's packed codes are written until the artifact takes them."""
-    return folder / f"{number}.codes.npy"
+    return folder / f"{number}{CODES_ENDING}"
+
+
+def is_codes_name(name: str) -> bool:
+    """Return whether a file of that name is one of `codes_path`."""
+    return name.endswith(CODES_ENDING) and name.removesuffix(CODES_ENDING).isdigit()
 
 
 def _short(value: Any) -> str:

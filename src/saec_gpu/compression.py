@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,9 +16,10 @@ import numpy as np
 from saec_gpu.artifact import Artifact, load
 from saec_gpu.artifact_writer import check_out, write_artifact
 from saec_gpu.backends import open_backend
-from saec_gpu.checkpoint import Checkpoint
+from saec_gpu.checkpoint import Checkpoint, is_codes_name
 from saec_gpu.clustering.budget import CodewordsParam, codewords_by_field, codewords_for_ratio
 from saec_gpu.data import Progress, ProgressFunction
+from saec_gpu.durable import scratch_beside
 from saec_gpu.errors import ArtifactError, ParamError
 from saec_gpu.pipeline import Params, Pipeline
 from saec_gpu.sources import TableField, TableSource, open_tables, open_weights
@@ -134,9 +134,9 @@ def compress(
             finished = _finished(kept, Path(out))
             if finished is not None:
                 return finished
-        check_out(out, overwrite=overwrite)
+        place = check_out(out, overwrite=overwrite)
         if checkpoint is None:
-            folder = Path(stack.enter_context(_scratch_beside(Path(out))))
+            folder = stack.enter_context(scratch_beside(place, is_codes_name))
         run = Pipeline(
             source, weight_source, params, engine, folder, kept, progress or (lambda _: None),
             by_piece=chunk_rows is not None,
@@ -155,13 +155,6 @@ def compress(
         )
         run.progress(Progress("write", len(encoded), len(encoded), "fields"))
     return artifact
-
-
-def _scratch_beside(out: Path) -> tempfile.TemporaryDirectory[str]:
-    """Return a temporary folder on the file system that the artifact will be on."""
-    parent = out.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=f".{out.name}.codes-", dir=parent)
 
 
 def _checked_params(

@@ -165,6 +165,32 @@ def staged(
                 _drop_previous(out)
 
 
+@contextmanager
+def scratch_beside(out: Path, is_scratch: Callable[[str], bool]) -> Iterator[Path]:
+    """Yield an empty folder on the file system of out; remove it at the end.
+
+    Parameters
+    ----------
+    out : path
+        Without symbolic links. Missing parents are made.
+    is_scratch : function of a file's name
+        Whether a killed process may have left the file; a folder with another one is refused.
+
+    Raises
+    ------
+    ArtifactError
+        Another process works for the same out, or something that is not ours lies in the way.
+    """
+    folder = _beside(out, "working")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    left = os.listdir(folder) if folder.is_dir() else []
+    with _claimed(folder, lambda _: False, frozenset(filter(is_scratch, left))):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def finish_swap(out: Path) -> None:
     """Complete the replacement of out, a path without symbolic links, if it was left half done.
 

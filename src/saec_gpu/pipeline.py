@@ -293,6 +293,6 @@ class Pipeline:
             codebook=self.codebooks[name]
             if coded
             else self.source.read_stored(name, 0, table.n_rows),
-            codes=self.codes_path(name) if coded else None,
+            codes=self.codes_path(name) if coded and table.n_rows else None,
             record=self.records[name],
         )

@@ -48,6 +48,7 @@ from saec_gpu.backends.simd import (
     ROW_LANES,
     TRANSPOSE,
     add_int,
+    broadcast,
     centre_transposed,
     fma,
     greater,
@@ -130,17 +131,17 @@ def _rank(
     index = splat(ROW_LANES, np.int32(0))
     for first in range(0, n_codewords, GROUP):
         score = first_score + first
-        s0 = splat(ROW_LANES, scores[score])
-        s1 = splat(ROW_LANES, scores[score + 1])
-        s2 = splat(ROW_LANES, scores[score + 2])
-        s3 = splat(ROW_LANES, scores[score + 3])
+        s0 = broadcast(ROW_LANES, scores, score)
+        s1 = broadcast(ROW_LANES, scores, score + 1)
+        s2 = broadcast(ROW_LANES, scores, score + 2)
+        s3 = broadcast(ROW_LANES, scores, score + 3)
         at = panel + (first // PANEL) * PANEL * dim + first % PANEL
         for j in range(dim):
             y = load(ROW_LANES, block, j * ROW_LANES)
-            s0 = fma(y, splat(ROW_LANES, panels[at]), s0)
-            s1 = fma(y, splat(ROW_LANES, panels[at + 1]), s1)
-            s2 = fma(y, splat(ROW_LANES, panels[at + 2]), s2)
-            s3 = fma(y, splat(ROW_LANES, panels[at + 3]), s3)
+            s0 = fma(y, broadcast(ROW_LANES, panels, at), s0)
+            s1 = fma(y, broadcast(ROW_LANES, panels, at + 1), s1)
+            s2 = fma(y, broadcast(ROW_LANES, panels, at + 2), s2)
+            s3 = fma(y, broadcast(ROW_LANES, panels, at + 3), s3)
             at += PANEL
         best, second, index = _fold(s0, first, best, second, index)
         best, second, index = _fold(s1, first + 1, best, second, index)
@@ -192,7 +193,7 @@ def _decide(
         score = load(PANEL, scores, first_score + first)
         at = panel + first * dim
         for j in range(dim):
-            y = splat(PANEL, block[j * ROW_LANES + lane])
+            y = broadcast(PANEL, block, j * ROW_LANES + lane)
             score = fma(y, load(PANEL, panels, at), score)
             at += PANEL
         possible = unproved_lanes(greater(sub(top, score), lead))

@@ -95,20 +95,34 @@ def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
     return types.void(array, types.intp, vector), generate
 
 
+def _spread(builder: Any, vector: Vector, number: Any) -> Any:
+    llvm = _llvm(vector)
+    nothing = ir.Constant(llvm, ir.Undefined)
+    one_lane = builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+    places = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
+    return builder.shuffle_vector(one_lane, nothing, places)
+
+
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def splat(typing: Any, lanes: Any, number: Any) -> Any:
     """Return a vector whose lanes all hold `number`."""
     element = types.unliteral(number)
     vector = Vector(element, lanes.literal_value)
+    return vector(lanes, element), lambda context, builder, signature, args: _spread(
+        builder, vector, args[1]
+    )
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def broadcast(typing: Any, lanes: Any, array: Any, index: Any) -> Any:
+    """Return a vector whose lanes all hold array[index]; a negative index does not wrap."""
+    vector = Vector(array.dtype, lanes.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        llvm = _llvm(vector)
-        zero = ir.Constant(ir.IntType(32), 0)
-        one_lane = builder.insert_element(ir.Constant(llvm, ir.Undefined), args[1], zero)
-        places = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [0] * vector.lanes)
-        return builder.shuffle_vector(one_lane, ir.Constant(llvm, ir.Undefined), places)
+        pointer = _element_pointer(context, builder, signature.args[1], args[1], args[2])
+        return _spread(builder, vector, builder.load(pointer))
 
-    return vector(lanes, element), generate
+    return vector(lanes, array, types.intp), generate
 
 
 def _binary(emit: Callable[[Any, Any, Any], Any], result: Any = None) -> Any:
@@ -142,6 +156,41 @@ def fma(typing: Any, x: Any, y: Any, z: Any) -> Any:
 def pick(typing: Any, mask: Any, x: Any, y: Any) -> Any:
     """Return x where the mask holds, else y."""
     return x(mask, x, y), lambda context, builder, signature, args: builder.select(*args)
+
+
+TAG_BITS = 2
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def tagged(typing: Any, x: Any, tag: Any) -> Any:
+    """Return float32 lanes with their lowest TAG_BITS bits replaced by a literal tag."""
+    whole = Vector(types.int32, x.lanes)
+    number = tag.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        llvm = _llvm(whole)
+        bits = builder.bitcast(args[0], llvm)
+        kept = builder.and_(bits, ir.Constant(llvm, [-1 << TAG_BITS] * x.lanes))
+        numbers = builder.bitcast(
+            builder.or_(kept, ir.Constant(llvm, [number] * x.lanes)), _llvm(x)
+        )
+        # else LLVM compares and selects these as integers, where one maximum would do
+        return _call(builder, "llvm.arithmetic.fence", x, [numbers])
+
+    return x(x, tag), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def tags(typing: Any, x: Any) -> Any:
+    """Return the tags of float32 lanes as int32."""
+    whole = Vector(types.int32, x.lanes)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        llvm = _llvm(whole)
+        mask = ir.Constant(llvm, [(1 << TAG_BITS) - 1] * x.lanes)
+        return builder.and_(builder.bitcast(args[0], llvm), mask)
+
+    return whole(x), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

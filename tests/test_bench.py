@@ -1,0 +1,370 @@
+"""The benchmarks run, check before they time, and keep records that can be read again."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from saec_gpu.bench import run as runner
+from saec_gpu.bench.agreement import defined_codes, inertia
+from saec_gpu.bench.cases import CASES, CaseData, FieldData, cases, find_case, load_case, write_case
+from saec_gpu.bench.peers import Outcome, Saec, find_contestant
+from saec_gpu.bench.plot import draw, latest, main, table
+from saec_gpu.bench.records import SCHEMA, append_record, read_records, without_folders
+from saec_gpu.bench.startup import measure_startup
+from saec_gpu.bench.worker import serve
+
+from saec_gpu.errors import MissingExtraError, ParamError, SaecError, SourceError
+
+RECORD_KEYS = [
+    "schema", "op", "backend", "case", "n_rows", "dim", "n_fields", "n_codewords", "dtype", "size",
+    "threads", "weighted", "iterations", "repeats", "warmup", "compared_by", "flop_a_pass",
+    "contestants", "device", "versions", "commit", "dirty", "utc", "argv",
+]  # fmt: skip
+ENTRY_KEYS = [
+    "version", "weighted", "threads", "seconds", "gflops", "share_of_fma_peak",
+    "speed_relative_to_faiss", "time_relative_to_plain", "rechecked_share", "check", "note",
+]  # fmt: skip
+CHECK_KEYS = ["inertia", "reference", "checked_rows", "wrong_codes", "ok"]
+
+
+class Planted(Saec):  # type: ignore[misc]  # mypy does not find bench/ under this name
+    """What the contestants below are: this package's own, with a fault."""
+
+
+class Shifted(Planted):
+    """A contestant whose codewords are not where they should be."""
+
+    def run(self) -> Outcome:
+        right = super().run()
+        return Outcome(right.flop, tuple(words + np.float32(1) for words in right.codewords))
+
+
+class OffByOne(Planted):
+    """A contestant that returns good codewords and wrong codes."""
+
+    def codes(self, rows: Any, codewords: Any) -> Any:
+        right = super().codes(rows, codewords)
+        assert right is not None
+        return (right + 1) % len(codewords)
+
+
+class Unweighted(Planted):
+    """A contestant that takes no weights."""
+
+    takes_weights = False
+
+
+class Failing(Planted):
+    """A contestant that breaks, after it has printed to standard output."""
+
+    def run(self) -> Outcome:
+        print("so far so good")
+        raise ValueError("out of luck")
+
+
+class Dying(Planted):
+    """A contestant that takes its process along."""
+
+    def run(self) -> Outcome:
+        os.abort()
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let workers import this file, and return the start of the names of its contestants."""
+    path = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+    return f"{__name__}:"
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_case_runs(name: str) -> None:
+    lines: list[str] = []
+    record = runner.run_case(
+        CASES[name], peers=["saec"], iterations=2, repeats=1, size=0.001, progress=lines.append
+    )
+    assert list(record) == RECORD_KEYS
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    case = CASES[name]
+    assert (record["case"], record["dim"], record["n_fields"]) == (name, case.dim, case.n_fields)
+    entries = record["contestants"]
+    beside = [] if case.beside is None else [f"saec on {case.beside}"]
+    assert list(entries) == ["saec", *beside, "fma-peak"]
+    for key, entry in entries.items():
+        assert list(entry) == ENTRY_KEYS
+        assert list(entry["check"]) == CHECK_KEYS
+        assert entry["check"]["ok"]
+        assert list(entry["seconds"]) == ["cpu", "wall"]
+        for spread in entry["seconds"].values():
+            assert list(spread) == ["p20", "p50", "p80"]
+            assert min(spread.values()) > 0
+        assert entry["gflops"] > 0
+        assert (entry["share_of_fma_peak"] is None) == (key == "fma-peak")
+    ours = entries["saec"]
+    assert ours["check"]["inertia"] == ours["check"]["reference"]
+    assert ours["check"]["checked_rows"] > 0
+    assert 0 <= ours["rechecked_share"] <= 1
+    assert (ours["time_relative_to_plain"] is None) == (case.beside is None)
+    assert any(line.startswith(f"{name}: saec: inertia") for line in lines)
+
+
+def test_weights_and_threads(planted: str) -> None:
+    peer = f"{planted}Unweighted"
+    record = runner.run_case(
+        CASES["4m-64-16"],
+        peers=[peer],
+        iterations=3,
+        repeats=2,
+        threads=2,
+        weighted=True,
+        size=0.001,
+    )
+    entries = record["contestants"]
+    assert list(entries) == ["saec", peer, "fma-peak", "fma-peak of one thread"]
+    assert (entries["saec"]["weighted"], entries[peer]["weighted"]) == (True, False)
+    assert (entries["saec"]["threads"], entries["fma-peak of one thread"]["threads"]) == (2, 1)
+    # Held against an unweighted run of this package, whose inertia is another.
+    assert entries[peer]["check"]["ok"]
+    assert entries[peer]["check"]["reference"] != entries["saec"]["check"]["inertia"]
+    assert record["compared_by"] == "wall_seconds"
+
+
+@pytest.mark.parametrize("wrong", ["Shifted", "OffByOne"])
+def test_wrong_contestant_is_not_timed(planted: str, wrong: str) -> None:
+    peer = planted + wrong
+    record = runner.run_case(CASES["plain"], peers=[peer], iterations=2, repeats=1, size=0.001)
+    entry = record["contestants"][peer]
+    assert entry["check"]["ok"] is False
+    for key in ("seconds", "gflops", "share_of_fma_peak", "speed_relative_to_faiss"):
+        assert entry[key] is None
+    assert (entry["check"]["wrong_codes"] > 0) == (wrong == "OffByOne")
+    assert record["contestants"]["saec"]["seconds"] is not None
+    assert f"| {peer} | not timed: wrong |" in table([record])
+
+
+def test_nothing_is_timed_if_ours_is_wrong(planted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "OURS", f"{planted}OffByOne")
+    with pytest.raises(
+        SaecError, match=r"own result is wrong, .* codes differ from the definition"
+    ):
+        runner.run_case(CASES["plain"], peers=[], iterations=1, repeats=1, size=0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Failing", r"plain: .*Failing: check: ValueError: out of luck; it wrote: so far so good"),
+        ("Dying", r"plain: .*Dying: check: the process died"),
+    ],
+)
+def test_broken_contestant_is_named(planted: str, name: str, message: str) -> None:
+    with pytest.raises(SaecError, match=message):
+        runner.run_case(CASES["plain"], peers=[planted + name], iterations=1, repeats=1, size=0.001)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "distribution"),
+    [
+        ("faiss", "faiss", "faiss-cpu"),
+        ("sklearn", "sklearn", "scikit-learn"),
+        ("fastkmeans", "fastkmeans", "fastkmeans"),
+    ],
+)
+def test_missing_peer_names_the_extra(
+    name: str, module: str, distribution: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    with pytest.raises(MissingExtraError, match=rf"{distribution}.*saec_gpu\[bench\]"):
+        runner.run_case(CASES["plain"], peers=[name], size=0.001)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"peers": ["kmeans"]}, 'peer "kmeans" was asked for; the peers are saec, faiss'),
+        ({"peers": [], "iterations": 0}, "iterations=0"),
+        ({"peers": [], "repeats": 0}, "repeats=0"),
+        ({"peers": [], "threads": 0}, "threads=0"),
+        ({"peers": [], "size": 0.0}, r"size=0\.0"),
+        ({"peers": [], "size": 1.5}, r"size=1\.5"),
+    ],
+)
+def test_wrong_parameters(arguments: Any, message: str) -> None:
+    with pytest.raises(ParamError, match=message):
+        runner.run_case(CASES["plain"], **arguments)
+
+
+def test_cases_are_listed() -> None:
+    assert [name for name, _ in cases()] == list(CASES)
+    assert all(line for _, line in cases())
+    assert find_case("plain") is CASES["plain"]
+    with pytest.raises(ParamError, match='case "fast" was asked for; the cases are fields26-d16'):
+        find_case("fast")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_written_case_is_loaded(tmp_path: Path, weighted: bool) -> None:
+    write_case(CASES["fields26-d16"], tmp_path, size=0.01, weighted=weighted)
+    data = load_case(tmp_path)
+    assert len(data.fields) == 26
+    assert np.array_equal(np.concatenate([f.rows.reshape(-1) for f in data.fields]), data.values)
+    assert np.array_equal(np.concatenate([f.weights for f in data.fields]), data.weights)
+    for field in data.fields:
+        n_rows = len(field.rows)
+        assert len(field.initial) == min(max(n_rows // 100, 1), 1024)
+        assert np.array_equal(np.unique(field.initial), field.initial)
+        assert np.array_equal(field.codewords, field.rows[field.initial])
+        assert field.flop_a_pass == 2 * n_rows * 16 * len(field.initial)
+        if weighted:
+            assert field.weights[field.initial].all()
+
+
+def test_inertia_by_hand() -> None:
+    rows = np.array([[-1, 0], [1, 0], [4, 4], [4, 7]], np.float32)
+    weights = np.array([1, 2, 10, 100], np.float64)
+    field = FieldData("x", rows, weights, np.array([0, 2]))
+    data = CaseData((field,), rows.reshape(-1), weights)
+    words = np.array([[0, 0], [4, 5]], np.float32)
+    assert inertia(data, [words], weighted=False) == 1 + 1 + 1 + 4
+    assert inertia(data, [words], weighted=True) == 1 + 2 + 10 + 400
+
+
+def test_defined_codes_by_hand() -> None:
+    rows = np.array([[-1], [0], [0.4], [0.6], [9]], np.float32)
+    words = np.array([[1], [0], [0], [-1]], np.float32)
+    assert defined_codes(rows, words).tolist() == [3, 1, 1, 0, 0]
+
+
+def test_worker_answers_lines(tmp_path: Path) -> None:
+    write_case(CASES["plain"], tmp_path, size=0.001, weighted=False)
+    setup = {
+        "do": "setup", "folder": str(tmp_path), "peer": "saec", "threads": 1, "iterations": 3,
+        "weighted": False,
+    }  # fmt: skip
+    commands = [{"do": "run"}, setup, {"do": "run"}, {"do": "quit"}, {"do": "run"}]
+    answers = io.StringIO()
+    serve(io.StringIO("".join(json.dumps(command) + "\n" for command in commands)), answers)
+    early, ready, ran = (json.loads(line) for line in answers.getvalue().splitlines())
+    assert early == {"error": "ValueError: run was asked for before setup"}
+    assert list(ready) == ["version", "weighted", "note"]
+    assert ran["flop"] == 3 * 2 * 400 * 12 * 16
+    assert ran["cpu_seconds"] > 0
+
+
+def test_custom_contestant_is_found(planted: str) -> None:
+    assert find_contestant(f"{planted}Shifted").__name__ == "Shifted"
+
+
+def entry(speed: float | None, share: float | None, **others: Any) -> dict[str, Any]:
+    spread = {"p20": 0.5, "p50": 1.0, "p80": 2.0}
+    values = {
+        "version": "1", "weighted": False, "threads": 1, "seconds": {"cpu": spread, "wall": spread},
+        "gflops": 50.0, "share_of_fma_peak": share, "speed_relative_to_faiss": speed,
+        "time_relative_to_plain": None, "rechecked_share": None,
+        "check": {"inertia": 3.0, "reference": 3.0, "ok": True}, "note": "",
+    }  # fmt: skip
+    return values | others
+
+
+def synthetic_record(case: str, speed: float, weighted: bool = False) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA, "op": "fit", "case": case, "size": 1.0, "threads": 1,
+        "weighted": weighted, "iterations": 10, "compared_by": "cpu_seconds",
+        "contestants": {
+            "saec": entry(speed, 0.8, rechecked_share=0.00009, weighted=weighted),
+            "faiss": entry(1.0, 0.5, weighted=weighted),
+            "fastkmeans": entry(0.25, 0.1),
+            "fma-peak": entry(None, None, check={"inertia": None}),
+        },
+    }  # fmt: skip
+
+
+def test_plot_and_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results.jsonl"
+    append_record(results, synthetic_record("fields26-d16", 1.25))
+    append_record(results, {"schema": SCHEMA, "op": "startup"})
+    append_record(results, synthetic_record("4m-64-16", 2.5, weighted=True))
+    append_record(results, synthetic_record("fields26-d16", 1.75))
+    out = tmp_path / "docs" / "bench.svg"
+    monkeypatch.setattr(sys, "argv", ["plot", str(results), "--out", str(out), "--table"])
+    main()
+    printed = capsys.readouterr().out
+    assert "1.75×" in printed
+    assert "1.25×" not in printed, "an older record of the case"
+    assert "| 4m-64-16, 1 thread, weighted | fastkmeans (unweighted) | 1 (0.5–2) |" in printed
+    assert "0.009%" in printed
+    first = out.read_bytes()
+    assert first.lstrip().startswith(b"<?xml")
+    assert b"</svg>" in first
+    draw(latest(read_records([results])), out)
+    assert out.read_bytes() == first
+
+
+def test_plot_needs_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SourceError, match="no record of a fit"):
+        draw([], tmp_path / "x.svg")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"matplotlib.*saec_gpu\[bench\]"):
+        draw([synthetic_record("plain", 1.0)], tmp_path / "x.svg")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1: no JSON"),
+        ('{"schema": "other/1"}', "line 1: no record of schema"),
+        ("[]", "line 1: no record of schema"),
+    ],
+)
+def test_wrong_records(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "results.jsonl"
+    with pytest.raises(SourceError, match="cannot be read"):
+        read_records([path])
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SourceError, match=message):
+        read_records([path])
+
+
+def test_arguments_lose_their_folders() -> None:
+    given = ["/opt/x/run.py", "--out=/home/me/r.jsonl", "--out", "/home/me/r.jsonl", "a/b", "--n=3"]
+    kept = ["run.py", "--out=r.jsonl", "--out", "r.jsonl", "a/b", "--n=3"]
+    assert without_folders(given) == kept
+
+
+def test_startup_record() -> None:
+    record = measure_startup(repeats=1)
+    assert record["op"] == "startup"
+    names = ["import_numpy", "import_saec_gpu", "first_compress", "later_compress"]
+    assert list(record["seconds"]) == names
+    medians = {name: spread["p50"] for name, spread in record["seconds"].items()}
+    assert medians["later_compress"] < medians["first_compress"]
+    json.dumps(record, allow_nan=False)
+    with pytest.raises(ParamError, match="repeats=0"):
+        measure_startup(repeats=0)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "results.jsonl"
+    command = [sys.executable, "-m", "saec_gpu.bench.run"]
+    options = ["plain", "--peers", "", "--iterations", "1", "--repeats", "1", "--size", "0.001"]
+    done = subprocess.run(
+        [*command, *options, "--out", str(out)], capture_output=True, text=True, check=True
+    )
+    (record,) = read_records([out])
+    assert json.loads(done.stdout) == record
+    assert str(tmp_path) not in out.read_text(encoding="utf-8")
+    listed = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == list(CASES)
+    failed = subprocess.run([*command, "fast"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith('error: case "fast"')
