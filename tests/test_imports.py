@@ -32,14 +32,15 @@ LEVELS = {
     "clustering": 7,
     "checkpoint": 8,
     "stream": 8,
-    "compression": 9,
     "inspection": 9,
-    "verification": 10,
-    "": 11,
-    "bench": 12,
-    "console": 12,
-    "doctor": 12,
-    "cli": 13,
+    "pipeline": 9,
+    "compression": 10,
+    "verification": 11,
+    "": 12,
+    "bench": 13,
+    "console": 13,
+    "doctor": 13,
+    "cli": 14,
 }
 
 # (from, to) that may point up, and why. Only where it runs on call or for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from saec_gpu.data import Chunk, Codebook, Float32, Int64, Partial, carry
 from saec_gpu.errors import LayoutError, ParamError
 
 CACHE_LINE = 64
-CENTRE_CODEWORDS = 4096  # as many codewords place the median well; more only take time
+CENTRE_CODEWORDS = 256  # as many codewords place the median well; more only take time
 UNIT_ROUNDOFF = 2.0**-24
 SHARE_OF_MEMORY = 0.5  # of what is free now; the rest is left to the caller
 CARRY_ROWS = 2**30  # a low limb is below 2³² a row, so int64 holds twice as many rows
@@ -104,9 +105,11 @@ def _filter_form(codewords: Float32) -> tuple[np.float32, float, Float32, Float3
     """
     n_codewords, dim = codewords.shape
     step = -(-n_codewords // CENTRE_CODEWORDS)
-    middle = np.median(codewords[::step].astype(np.float64), axis=0)
-    reach = np.abs(codewords - middle).max() or np.abs(middle).max()
-    exponent = int(np.clip(-np.frexp(reach)[1], -126, 127)) if reach > 0 else 0
+    some = codewords[::step]
+    middle = np.partition(some, len(some) // 2, axis=0)[len(some) // 2].astype(np.float64)
+    above, below = codewords.max(axis=0) - middle, middle - codewords.min(axis=0)
+    reach = max(above.max(), below.max()) or np.abs(middle).max()
+    exponent = min(max(-math.frexp(reach)[1], -126), 127)
     scale = np.float32(np.ldexp(1.0, exponent))
     centre = (middle * scale).astype(np.float32)
     # rounded once, as fma does it: the product is exact and float64 holds the difference well
@@ -116,13 +119,21 @@ def _filter_form(codewords: Float32) -> tuple[np.float32, float, Float32, Float3
     scores = (factor * norms - 0.5 * norms).astype(np.float32)
     # a codeword equal to an earlier one can never win a tie: leave it out, or no row of either
     # would be proved
+    if len(np.unique(norms)) < n_codewords:
+        repeated = _repeated(codewords)
+        scores[repeated] = kernels.WORST
+        centred[repeated] = 0.0
+    return scale, factor, centre, centred, scores
+
+
+def _repeated(codewords: Float32) -> NDArray[np.bool_]:
+    """Return which codewords equal an earlier one, −0.0 = 0.0."""
+    n_codewords, dim = codewords.shape
     values = np.ascontiguousarray(codewords + np.float32(0.0))
     _, first = np.unique(values.view(f"V{4 * dim}").reshape(-1), return_index=True)
     repeated = np.ones(n_codewords, bool)
     repeated[first] = False
-    scores[repeated] = kernels.WORST
-    centred[repeated] = 0.0
-    return scale, factor, centre, centred, scores
+    return repeated
 
 
 class CpuBackend:

@@ -112,7 +112,7 @@ def _bound(norms: Any, best: Any, factor: Any) -> Any:
     return fma(splat(n_lanes, np.float32(9.0) * factor), norms, by_score)
 
 
-@compiled
+@inlined
 def _rank(
     block: Any,  # IN  float32 (dim, ROW_LANES), flat: centred rows, transposed
     dim: Any,
@@ -158,7 +158,7 @@ def _rank(
     return unproved_lanes(greater(sub(best, second), bound))
 
 
-@compiled
+@inlined
 def exact_distance(values: Any, row: Any, words: Any, word: Any, dim: Any) -> Any:
     """Return Σ_j (f64(x_j) − f64(c_j))², j ascending, every operation rounded on its own."""
     total = 0.0
@@ -168,7 +168,7 @@ def exact_distance(values: Any, row: Any, words: Any, word: Any, dim: Any) -> An
     return total
 
 
-@compiled
+@inlined
 def _decide(
     block: Any,
     lane: Any,
@@ -207,7 +207,7 @@ def _decide(
     return code
 
 
-@compiled
+@inlined
 def _fill_block(
     values: Any,  # IN  float32, flat: rows of `dim` from `row`
     row: Any,
@@ -236,7 +236,7 @@ def _fill_block(
             )
 
 
-@compiled
+@inlined
 def _add_rows(
     values: Any,
     row: Any,
@@ -284,7 +284,7 @@ def _add_limbs(term: Any, high: Any, low: Any, at: Any) -> None:
     low[at] += np.int64(term - limb * LIMB)
 
 
-@compiled
+@inlined
 def _add_rows_wide(
     values: Any,
     row: Any,
@@ -318,7 +318,7 @@ def _add_rows_wide(
             _add_limbs(np.rint(term), sums, sums_low, first_word + code * dim + j)
 
 
-@compiled
+@inlined
 def _find_codes(
     values: Any,
     row: Any,
@@ -361,7 +361,7 @@ def _find_codes(
     return rechecked
 
 
-@compiled
+@inlined
 def _measure(
     values: Any,
     row: Any,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from saec_gpu.compiled import compiled
+from saec_gpu.compiled import compiled, inlined
 
 EXPONENT_BIAS = 1022  # frexp writes a positive normal number as m·2^e, 1/2 ≤ m < 1
 
@@ -38,12 +38,12 @@ def column_ranges(
 @compiled
 def count_exponents(
     weights: Any,  # IN  float64 (n)
+    bits: Any,  # IN  int64 (n): the same memory
     least: float,
     greatest: float,
     counts: Any,  # INOUT int64: number of positive weights by exponent + EXPONENT_BIAS
 ) -> int:
     """Count the weights' exponents; return the first row whose weight is not allowed, or −1."""
-    bits = weights.view(np.int64)
     for i in range(len(weights)):
         weight = weights[i]
         if weight == 0.0:
@@ -57,6 +57,7 @@ def count_exponents(
 @compiled
 def collect_distinct(
     rows: Any,  # IN  float32 (n, dim)
+    bits: Any,  # IN  uint32 (n, dim): bits of the rows, −0.0 written as 0.0
     limit: int,
     found: Any,  # INOUT float32 (at least limit + 1, dim): distinct rows, first bits seen
     n_found: int,
@@ -65,18 +66,15 @@ def collect_distinct(
     """Return the number of distinct rows so far; stops once there are more than limit."""
     mask = len(places) - 1
     n_rows, dim = rows.shape
-    key = np.empty(dim, np.float32)
-    words = key.view(np.uint32)
     for i in range(n_rows):
         hashed = np.uint64(14695981039346656037)  # FNV-1a, on words instead of bytes
         for j in range(dim):
-            key[j] = rows[i, j] + np.float32(0.0)  # −0.0 = 0.0
-            hashed = (hashed ^ np.uint64(words[j])) * np.uint64(1099511628211)
+            hashed = (hashed ^ np.uint64(bits[i, j])) * np.uint64(1099511628211)
         place = np.int64((hashed ^ (hashed >> np.uint64(32))) & np.uint64(mask))
         while places[place] >= 0:
             equal = True
             for j in range(dim):
-                if found[places[place], j] != key[j]:
+                if found[places[place], j] != rows[i, j]:
                     equal = False
                     break
             if equal:
@@ -84,7 +82,8 @@ def collect_distinct(
             place = (place + 1) & mask
         if places[place] < 0:
             places[place] = n_found
-            found[n_found] = rows[i]
+            for j in range(dim):
+                found[n_found, j] = rows[i, j]
             n_found += 1
             if n_found > limit:
                 return n_found
@@ -163,6 +162,19 @@ def lower_distances(
             least[first + i] = min(least[first + i], distances[i])
 
 
+@inlined
+def _first_above(ascending: Any, bound: float) -> Any:
+    """Return the first place whose value is above the bound; np.searchsorted takes 3 s to compile."""
+    low, high = 0, len(ascending)
+    while low < high:
+        middle = (low + high) // 2
+        if ascending[middle] > bound:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
 @compiled
 def draw_seeds(
     columns: Any,  # IN  float32 (dim, m)
@@ -172,7 +184,9 @@ def draw_seeds(
 ) -> int:
     """Draw k-means++ seeds, one uniform each; return how many there are (DEFINITIONS D)."""
     dim, n_rows = columns.shape
-    least = np.full(n_rows, np.inf)
+    least = np.empty(n_rows)
+    for i in range(n_rows):
+        least[i] = np.inf
     cumulative = np.empty(n_rows)
     codeword = np.empty(dim, np.float32)
     for number in range(len(uniforms)):
@@ -182,7 +196,7 @@ def draw_seeds(
             cumulative[i] = total
         if total == 0.0:
             return number
-        row = np.searchsorted(cumulative, uniforms[number] * total, side="right")
+        row = _first_above(cumulative, uniforms[number] * total)
         chosen[number] = row
         for j in range(dim):
             codeword[j] = columns[j, row]

@@ -33,9 +33,7 @@ class _Distinct:
         while self._count <= self._limit and len(rows):
             # at most one new row each: take as many as there is room for
             room = min(len(self._rows) - self._count, len(rows))
-            self._count = collect_distinct(
-                rows[:room], self._limit, self._rows, self._count, self._places
-            )
+            self._count = self._collect(rows[:room], self._limit)
             rows = rows[room:]
             if self._count == len(self._rows):
                 self._grow()
@@ -45,7 +43,12 @@ class _Distinct:
         kept = self._rows
         self._rows = np.zeros((2 * len(kept), kept.shape[1]), np.float32)
         self._places = np.full(2 * len(self._places), -1, np.int64)
-        self._count = collect_distinct(kept, len(kept), self._rows, 0, self._places)
+        self._count = 0
+        self._count = self._collect(kept, len(kept))
+
+    def _collect(self, rows: Float32, limit: int) -> int:
+        bits = (rows + np.float32(0.0)).view(np.uint32)
+        return collect_distinct(rows, bits, limit, self._rows, self._count, self._places)
 
     def rows(self) -> Float32 | None:
         """Return the distinct rows, or None where there are more than the limit."""
@@ -103,7 +106,9 @@ class StatisticsBuilder:
         self._sampler.add(start, rows, weights)
 
     def _add_weights(self, start: int, weights: Float64) -> None:
-        bad = count_exponents(weights, LEAST_WEIGHT, GREATEST_WEIGHT, self._exponents)
+        bad = count_exponents(
+            weights, weights.view(np.int64), LEAST_WEIGHT, GREATEST_WEIGHT, self._exponents
+        )
         if bad >= 0:
             raise WeightError(
                 f'row {start + bad} of field "{self._field}" has weight {float(weights[bad])!r}; a '
