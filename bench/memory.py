@@ -2,8 +2,9 @@
 
     python -m saec_gpu.bench.memory --gigabytes 4 --memory 500MB --append results.jsonl
 
-Makes a `.npy` table of the size in a temporary folder, compresses it in a process of its own and records
-the process's peak resident memory above what it had after a tiny compression (interpreter, packages, kernels).
+Makes a `.npy` table of the size in a temporary folder, compresses it in a process of its own and
+records the process's peak resident memory above what it had after a tiny compression (interpreter,
+packages, kernels).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saec_gpu.bench.records import SCHEMA, append_record, circumstances
+from .records import SCHEMA, append_record, circumstances
 
 DIM = 16
 WRITE_ROWS = 1 << 20
@@ -31,11 +32,13 @@ def resident(key):
     return int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 
 folder, memory, codewords, max_iter = sys.argv[1:]
-saec.compress(np.random.default_rng(0).standard_normal((5000, 16)).astype(np.float32), codewords=20,
-              out=f"{folder}/tiny.saec", threads=2)
+rows = np.random.default_rng(0).standard_normal((5000, 16)).astype(np.float32)
+saec.compress(rows, codewords=20, out=f"{folder}/tiny.saec", threads=2)
 before = resident("VmRSS")
-artifact = saec.compress(f"{folder}/table.npy", codewords=int(codewords), out=f"{folder}/table.saec",
-                         memory=memory, max_iter=int(max_iter), threads=2)
+artifact = saec.compress(
+    f"{folder}/table.npy", codewords=int(codewords), out=f"{folder}/table.saec", memory=memory,
+    max_iter=int(max_iter), threads=2,
+)
 print(json.dumps({
     "before_bytes": before,
     "peak_above_bytes": resident("VmHWM") - before,

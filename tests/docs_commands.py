@@ -1,15 +1,15 @@
 """Run what the documentation shows: the commands and programs of its fenced blocks.
 
     python tests/docs_commands.py README.md CONTRIBUTING.md   run all blocks, in order
-    python tests/docs_commands.py --tests README.md           print the block that runs the tests
+    python tests/docs_commands.py --print tests README.md     print the block with a marker
 
 A reader stands in a checkout, in the environment that the README sets up. So do the blocks: the
 blocks of one document share a scratch folder with a copy of examples/, and find the programs of
 this Python first. Bash blocks run with `set -euo pipefail`; each Python block is a program of its
 own. A comment on the line before a block says what is special about it:
 
-    <!-- tests -->             the commands that set up and test; whoever runs this has run them
-    <!-- install -->           the commands that install; likewise
+    <!-- tests -->             the commands that set up and test; .ci/run runs them by themselves
+    <!-- install -->           the commands that install and show the main job; likewise
     <!-- not run: reason -->   shown only
 """
 
@@ -84,13 +84,11 @@ def blocks(document: str) -> Iterator[Block]:
             raise DocsError(f"line {number}: a comment that is no marker before a block: {line}")
 
 
-def tests_block(document: str) -> str:
-    """Return the commands of the one block that is marked as the tests."""
-    found = [block for block in blocks(document) if block.marker == "tests"]
+def marked_block(document: str, marker: str) -> str:
+    """Return the text of the one bash block of a document that has this marker."""
+    found = [block for block in blocks(document) if block.marker == marker]
     if len(found) != 1 or found[0].language != "bash":
-        raise DocsError(
-            f"{len(found)} blocks are marked <!-- tests -->; exactly one bash block must be"
-        )
+        raise DocsError(f"{len(found)} blocks are marked <!-- {marker} -->; exactly one bash block must be")
     return found[0].text
 
 
@@ -137,12 +135,12 @@ def main(arguments: Sequence[str]) -> int:
     """Run the documents that are named, or print the tests block of one."""
     parser = argparse.ArgumentParser(description="Run what the documentation shows.")
     parser.add_argument("documents", nargs="+", type=Path)
-    parser.add_argument("--tests", action="store_true", help="only print the tests block")
+    parser.add_argument("--print", metavar="MARKER", help="only print the block with this marker")
     options = parser.parse_args(arguments)
     try:
         for path in options.documents:
-            if options.tests:
-                print(tests_block(path.read_text(encoding="utf-8")), end="")
+            if options.print:
+                print(marked_block(path.read_text(encoding="utf-8"), options.print), end="")
             else:
                 count = run(path, Path(__file__).parents[1])
                 print(f"{path.name}: {count} blocks ran")

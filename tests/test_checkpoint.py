@@ -27,9 +27,11 @@ def slow(progress):
     time.sleep(0.004)
 
 folder = sys.argv[1]
-saec.compress(f"{folder}/tables", weights=f"{folder}/weights", codewords=20, out=f"{folder}/out.saec",
-              checkpoint=f"{folder}/checkpoint", chunk_rows=int(sys.argv[2]), threads=int(sys.argv[3]),
-              progress=slow)
+saec.compress(
+    f"{folder}/tables", weights=f"{folder}/weights", codewords=20, out=f"{folder}/out.saec",
+    checkpoint=f"{folder}/checkpoint", chunk_rows=int(sys.argv[2]), threads=int(sys.argv[3]),
+    progress=slow,
+)
 """
 
 
@@ -103,7 +105,8 @@ def test_interrupted_between_any_two_reports_continues_to_the_same_bytes(folder:
         nonlocal reports
         reports += 1
 
-    compress(folder, out=folder / "counted.saec", checkpoint=folder / "counted", progress=count, chunk_rows=500)
+    counted = {"out": folder / "counted.saec", "checkpoint": folder / "counted"}
+    compress(folder, **counted, progress=count, chunk_rows=500)
     assert reports > 20
     for stop_at in range(1, reports + 1, 3):
         seen = 0
@@ -143,8 +146,14 @@ def test_artifact_removed_after_the_end_is_written_again(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"seed": 1}, "parameters"), ({"max_iter": 3}, "parameters"), ({"tol": 0.5}, "parameters"), ({"codewords": 21}, "codewords"), ({"weights": None}, "weights")],
-)  # fmt: skip
+    [
+        ({"seed": 1}, "parameters"),
+        ({"max_iter": 3}, "parameters"),
+        ({"tol": 0.5}, "parameters"),
+        ({"codewords": 21}, "codewords"),
+        ({"weights": None}, "weights"),
+    ],
+)
 def test_other_parameters_are_refused(folder: Path, change: dict[str, Any], word: str) -> None:
     compress(folder)
     with pytest.raises(CheckpointError, match=rf"belongs to another run: .*{word} was"):

@@ -50,7 +50,9 @@ def test_blocks_can_be_run(path: Path) -> None:
 
 
 def test_readme_says_how_to_test() -> None:
-    command = docs_commands.tests_block((CHECKOUT / "README.md").read_text(encoding="utf-8"))
+    command = docs_commands.marked_block(
+        (CHECKOUT / "README.md").read_text(encoding="utf-8"), "tests"
+    )
     assert "pytest" in command
 
 
@@ -88,7 +90,7 @@ def test_blocks() -> None:
         (13, "bash", "not run: needs a GPU"),
         (16, "text", ""),
     ]
-    assert docs_commands.tests_block(document) == "pytest\n"
+    assert docs_commands.marked_block(document, "tests") == "pytest\n"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_blocks_refuse(document: str, message: str) -> None:
 @pytest.mark.parametrize("times", [0, 2])
 def test_tests_block_is_one(times: int) -> None:
     with pytest.raises(docs_commands.DocsError, match=f"{times} blocks are marked"):
-        docs_commands.tests_block("<!-- tests -->\n```bash\npytest\n```\n" * times)
+        docs_commands.marked_block("<!-- tests -->\n```bash\npytest\n```\n" * times, "tests")
 
 
 def test_run_executes_blocks_in_one_folder(

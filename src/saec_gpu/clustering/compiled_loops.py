@@ -164,7 +164,7 @@ def lower_distances(
 
 @inlined
 def _first_above(ascending: Any, bound: float) -> Any:
-    """Return the first place whose value is above the bound; np.searchsorted takes 3 s to compile."""
+    """Return the first place above the bound, as np.searchsorted, which takes 3 s to compile."""
     low, high = 0, len(ascending)
     while low < high:
         middle = (low + high) // 2
