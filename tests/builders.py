@@ -1,4 +1,4 @@
-"""What several test files build: hostile tables, chunks, and the package's whole way for one field."""
+"""What several test files build: hostile tables, chunks, and one field's whole way."""
 
 from __future__ import annotations
 
@@ -119,11 +119,12 @@ def whole(partial: Partial) -> reference.Partial:
     """Return a partial's sums as Python integers."""
 
     def joined(high: Int64, low: Int64 | None) -> NDArray[np.object_]:
-        if low is None:
-            return high.astype(object)
-        assert low.min() >= 0
-        assert low.max() < 2**32
-        return high.astype(object) * 2**32 + low.astype(object)
+        exact = high.astype(object)
+        if low is not None:
+            assert low.min() >= 0
+            assert low.max() < 2**32
+            exact = exact * 2**32 + low.astype(object)
+        return exact
 
     return reference.Partial(
         joined(partial.sums, partial.sums_low).tolist(),
@@ -174,7 +175,9 @@ def statistics_of(
     step: int | None = None,
 ) -> Statistics:
     """Return the package's statistics of a field that is read `step` rows at a time."""
-    builder = StatisticsBuilder(field, *rows.shape, n_codewords, seed, weighted=weights is not None)
+    n_rows, dim = rows.shape
+    weighted = weights is not None
+    builder = StatisticsBuilder(field, n_rows, dim, n_codewords, seed, weighted=weighted)
     for chunk in chunks_of([Piece(field, rows, weights)], step):
         (segment,) = chunk.layout.segments
         builder.add(segment.start, chunk.rows(segment), chunk.weights)

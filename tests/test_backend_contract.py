@@ -27,7 +27,7 @@ from saec_gpu.backends.cpu import CpuBackend, CpuCodebooks
 from saec_gpu.backends.protocol import Assignment, Backend
 from saec_gpu.data import Chunk, Codebook, FixedPoint, chunk_of
 from saec_gpu.errors import LayoutError, ParamError
-from saec_gpu.layout import TILE_ROWS
+from saec_gpu.layout import TILE_ROWS, lay_out
 
 # (rows, dim, codewords): fields that end anywhere in a block, a tile and a group of codewords
 RAGGED = [
@@ -95,7 +95,7 @@ def accumulated(
 
 
 class TestBackend:
-    """The contract. A backend takes it on by its name in `known_backends`, with no test of its own."""
+    """The contract, which a backend takes on by its name in `known_backends`."""
 
     @pytest.fixture
     def backend(self, backend_name: str) -> Backend:
@@ -161,9 +161,7 @@ class TestBackend:
         ours, oracle = fixed_points(rows, own)
         assert ours.wide == (weights != "whole")
         codes, _ = reference.assign(rows, codewords)
-        found = accumulated(
-            backend, [chunk_of("x", rows, own)], {"x": Codebook(codewords, ours)}
-        )
+        found = accumulated(backend, [chunk_of("x", rows, own)], {"x": Codebook(codewords, ours)})
         assert found["x"] == reference.partial(rows, own, codes, 3, oracle)
 
     def test_wide_and_narrow_fields_share_a_chunk(
@@ -214,14 +212,17 @@ class TestBackend:
             assert accumulated(backend, [chunk], codebooks) == {"x": nothing}
         assert accumulated(backend, [], codebooks) == {"x": nothing}
 
-    @pytest.mark.parametrize("n", [1, 63, 64, 65, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1])
+    @pytest.mark.parametrize("dim", [2, 64, 1500])
+    @pytest.mark.parametrize("beyond", [-1, 0, 1])
     def test_a_field_ends_anywhere_in_a_tile(
-        self, backend: Backend, rng: np.random.Generator, n: int
+        self, backend: Backend, rng: np.random.Generator, dim: int, beyond: int
     ) -> None:
+        (segment,) = lay_out([("a", 0, TILE_ROWS, dim)]).segments
+        n = next(segment.tiles())[1] + beyond
         # what follows it lies far away, so that a row too many would be seen
         pieces = [
-            Piece("a", rows_of("normal", rng, n, 2)),
-            Piece("b", rows_of("offset", rng, 5, 2)),
+            Piece("a", rows_of("normal", rng, n, dim)),
+            Piece("b", rows_of("offset", rng, 5, dim)),
         ]
         exponents = {p.field: fixed_points(p.rows, p.weights) for p in pieces}
         codebooks = {p.field: Codebook(p.rows[:1], exponents[p.field][0]) for p in pieces}
@@ -284,7 +285,9 @@ class TestBackend:
 
     def test_assign_alone_adds_nothing(self, backend: Backend) -> None:
         ours, _ = fixed_points(column(1, 9), None)
-        loaded = backend.load_codebooks({"x": Codebook(column(1, 9), ours), "y": Codebook(column(1))})
+        loaded = backend.load_codebooks(
+            {"x": Codebook(column(1, 9), ours), "y": Codebook(column(1))}
+        )
         backend.assign(backend.load_rows(chunk_of("x", column(1, 9))), loaded)
         partials = backend.partials(loaded)
         assert list(partials) == ["x"]  # y has no fixed point
@@ -374,7 +377,8 @@ class TestBackend:
         fields = RaggedFields(rng)
         chunk = chunk_of_pieces(fields.pieces)
         assert chunk.weights is not None
-        arrays = [chunk.values, chunk.weights, *(c.codewords for c in fields.codebooks.values())]
+        codewords = [codebook.codewords for codebook in fields.codebooks.values()]
+        arrays: list[NDArray[Any]] = [chunk.values, chunk.weights, *codewords]
         copies = [array.copy() for array in arrays]
         assign(backend, chunk, fields.codebooks)
         accumulated(backend, [chunk], fields.codebooks)
@@ -443,16 +447,12 @@ class IgnoresWeights(CpuBackend):
 
 
 class BendsBadCodes(CpuBackend):
-    def accumulate(
-        self, rows: Chunk, codes: NDArray[np.uint32], codebooks: CpuCodebooks
-    ) -> None:
+    def accumulate(self, rows: Chunk, codes: NDArray[np.uint32], codebooks: CpuCodebooks) -> None:
         super().accumulate(rows, np.minimum(codes, 1), codebooks)
 
 
 class OtherSignature(CpuBackend):
-    def assign(
-        self, rows: Chunk, codebooks: CpuCodebooks, *, distances: bool = True
-    ) -> Assignment:
+    def assign(self, rows: Chunk, codebooks: CpuCodebooks, *, distances: bool = True) -> Assignment:
         return super().assign(rows, codebooks, distances=distances)
 
 

@@ -26,7 +26,6 @@ from builders import (
     chunks_of,
     cluster,
     column,
-    fixed_points,
     rows_of,
     start_fit,
     statistics_of,
@@ -308,7 +307,7 @@ def test_weights_at_the_edges_of_the_range_are_taken() -> None:
 def test_rows_that_are_not_finite_are_refused(bad: float) -> None:
     # RELIABILITY 24
     rows = np.array([[1, 2], [3, 4], [5, bad], [bad, 0]], np.float32)
-    with pytest.raises(NonFiniteRowError, match='row 2 of field "x" .* not finite'):
+    with pytest.raises(NonFiniteRowError, match=r'row 2 of field "x" .* not finite'):
         statistics_of(rows, None, 1)
     with pytest.raises(NonFiniteRowError, match='row 2 of field "x"'):
         statistics_of(rows, None, 1, step=1)
@@ -370,9 +369,7 @@ def test_sums_of_columns_of_different_scale() -> None:
     # f32(1e-4) = 13743895 · 2^-37. Two rows of weight 1: P = 4, b = 2, t = 60, s = (40, 73).
     rows = np.array([[1e6, 1e-4], [-3.0, 1e-4]], np.float32)
     _, found = accumulated(rows, None, [0, 0], 2)
-    expected = reference.Partial(
-        [[999_997 << 40, 13743895 << 37], [0, 0]], [2 << 60, 0], [2, 0]
-    )
+    expected = reference.Partial([[999_997 << 40, 13743895 << 37], [0, 0]], [2 << 60, 0], [2, 0])
     assert whole(found) == expected
 
 
@@ -387,7 +384,7 @@ def test_terms_are_rounded_half_to_even() -> None:
 def test_wide_sums_hold_weights_of_1_and_2_to_the_60() -> None:
     # weights 1, 2^60, 2^60: P = 2 + 2·2^61, b = 63; b − 1 > 38: wide, t = 31. max 1: a = 1, s = 30.
     rows, weights = column(1.0, 0.5, -0.5), np.array([1.0, 2.0**60, 2.0**60])
-    found, partial = accumulated(rows, weights, [0, 0, 0], 1)
+    _, partial = accumulated(rows, weights, [0, 0, 0], 1)
     # terms 2^30, 2^89, −2^89: the small one survives. Weights 2^31 + 2·2^91.
     assert whole(partial) == reference.Partial([[2**30]], [2**92 + 2**31], [3])
     assert partial.sums.tolist() == [[0]]
@@ -609,7 +606,7 @@ def sample_of(rows: Float32, omega: Sequence[float] | None = None) -> Sample:
         ([0, 3, 5], [1, 1, 2], [HALF, 0], [5, 0]),
         # U = 0: row 0. Then dist = 0, 9: c = 0, 9: c_0 = 0 is not above 0.
         ([2, 5], [1, 1], [0, 0], [2, 5]),
-        # U = 0: row 0. ω·dist = 0, 8, 4: c = 0, 8, 12; 6 < 8: row 1 (unweighted c = 0, 1, 5: row 2).
+        # U = 0: row 0. ω·dist = 0, 8, 4: c = 0, 8, 12; 6 < 8: row 1 (unweighted it is row 2).
         ([0, 1, 2], [1, 8, 1], [0, HALF], [0, 1]),
         # the greatest U is below 1, so the last row is the last that can be taken
         ([7, 8], [1, 1], [(1 << 64) - 1] * 2, [8, 7]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Collection, Iterable
@@ -10,6 +11,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from builders import (
     ROW_KINDS,
@@ -32,7 +34,7 @@ from saec_gpu.backends import open_backend
 from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.lloyd import finish_pass, fit, fit_pass
 from saec_gpu.clustering.seeding import seed_codewords
-from saec_gpu.data import Chunk, Codebook, Float32, Float64, chunk_of
+from saec_gpu.data import Chunk, Codebook, FixedPoint, Float32, Float64, Partial, chunk_of
 from saec_gpu.sources import open_tables
 
 kinds = st.sampled_from(list(ROW_KINDS))
@@ -50,14 +52,13 @@ def test_partial_of_a_union_is_the_sum_of_partials(
     backend = open_backend("cpu", threads=1)
     in_a = rng.random(n) < rng.random()  # any two sets, not only ranges
 
-    def partial_of(some: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> object:
+    def partial_of(some: NDArray[np.bool_]) -> Partial:
         loaded = backend.load_codebooks({"x": Codebook(rows[:5], ours)})
         part = None if own is None else own[some]
         backend.assign_accumulate(backend.load_rows(chunk_of("x", rows[some], part)), loaded)
         return backend.partials(loaded)["x"]
 
-    together = partial_of(in_a) + partial_of(~in_a)  # type: ignore[operator]
-    assert whole(together) == whole(partial_of(np.ones(n, bool)))  # type: ignore[arg-type]
+    assert whole(partial_of(in_a) + partial_of(~in_a)) == whole(partial_of(np.ones(n, bool)))
 
 
 @pytest.mark.parametrize("step", [None, 50])
@@ -177,7 +178,7 @@ def test_the_error_does_not_rise(rng: np.random.Generator, kind: str, weights: s
         partials, _ = fit_pass(backend, [chunk], {"x": one})
         finish_pass(backend, one, partials["x"], tol=0.0, max_iter=100)
     assert errors[-1] < errors[0]
-    for before, after in zip(errors, errors[1:], strict=False):
+    for before, after in itertools.pairwise(errors):
         assert after <= before * (1 + 1e-12)
 
 
@@ -252,10 +253,10 @@ def test_two_runs_are_the_same(rng: np.random.Generator) -> None:
 def test_global_random_state_is_left_alone(rng: np.random.Generator) -> None:
     # RELIABILITY 44
     rows, own = rows_of("normal", rng, 200, 3), weights_of("whole", rng, 200)
-    plain, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    plain, legacy = random.getstate(), np.random.get_state()
     cluster(rows, own, 5)
     assert random.getstate() == plain
-    for before, after in zip(legacy, np.random.get_state(), strict=True):  # noqa: NPY002
+    for before, after in zip(legacy, np.random.get_state(), strict=True):
         assert np.array_equal(before, after)
 
 
@@ -263,10 +264,9 @@ def test_nothing_given_is_written_to(rng: np.random.Generator) -> None:
     rows, own = rows_of("normal", rng, 200, 3), weights_of("whole", rng, 200)
     assert own is not None
     start = rows[:5].copy()
-    copies = [array.copy() for array in (rows, own, start)]
+    before = [rows.tobytes(), own.tobytes(), start.tobytes()]
     cluster(rows, own, 5, initial=start)
-    for array, copy in zip((rows, own, start), copies, strict=True):
-        assert array.tobytes() == copy.tobytes()
+    assert [rows.tobytes(), own.tobytes(), start.tobytes()] == before
 
 
 # Counts and sums of many rows
@@ -277,15 +277,15 @@ def test_more_than_2_to_the_24_equal_rows_are_counted() -> None:
     n = 2**24 + 1
     rows = np.full((n + 2, 1), 3.0, np.float32)
     rows[0] = rows[-1] = -1.0
-    ours, _ = fixed_points(column(-1, 3), np.array([2.0, float(n)]))
-    ours = type(ours)(62, 60 - 25, np.array([2]), False)
+    # 2^24 + 3 rows of weight 1: P = 2^25 + 6, b = 26, t = 36; max|x| = 3: a = 2, s = 34
+    fixed = FixedPoint(62, 36, np.array([2]), False)
     backend = open_backend("cpu", threads=2)
-    loaded = backend.load_codebooks({"x": Codebook(column(2, 0), ours)})
+    loaded = backend.load_codebooks({"x": Codebook(column(2, 0), fixed)})
     backend.assign_accumulate(chunk_of("x", rows), loaded)
     found = whole(backend.partials(loaded)["x"])
     assert found.counts == [n, 2]
-    assert found.sums == [[3 * n << 33], [-2 << 33]]
-    assert found.weight_sums == [n << 35, 2 << 35]
+    assert found.sums == [[3 * n << 34], [-2 << 34]]
+    assert found.weight_sums == [n << 36, 2 << 36]
 
 
 def exact_rows(rng: np.random.Generator, n: int) -> tuple[Float32, Float64]:

@@ -1,27 +1,29 @@
-"""What the command line shows: progress while it works, tables and JSON when it is done."""
+"""What the command line shows: progress while it works, tables and JSON when it is done.
+
+Rich is imported when something is shown, not before: `saec --help` does without.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
-from saec_gpu.data import Progress
+    from saec_gpu.data import Progress
 
 PLAIN_SECONDS = 5.0  # between plain lines
+UNBOUNDED = 100_000  # columns of a file or a pipe
 STAGES = {
     "statistics": "reading",
     "seeding": "seeding",
@@ -30,35 +32,68 @@ STAGES = {
     "write": "writing",
 }
 
-out = Console()
-err = Console(stderr=True)
+
+@cache
+def err() -> Console:
+    """Return the console on standard error, on which bars and log lines do not meet."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def complain(text: str) -> None:
+    """Print an error or a warning in words to standard error."""
+    err().print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
+
+
+class _LogHandler(logging.Handler):
+    """Shows what the library logs, above the bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def log_shown(*, quiet: bool) -> Iterator[None]:
+    """Show what the package logs on standard error; only warnings if quiet."""
+    logger = logging.getLogger("saec_gpu")
+    handler, level = _LogHandler(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 class ProgressDisplay:
-    """Shows a run's progress: bars with rate and remaining time on a terminal, else plain lines.
+    """Shows a run's progress: a bar with rate and remaining time on a terminal, else plain lines.
 
     Use as a context manager; the object is the `progress` function to hand over.
     """
 
-    def __init__(self, *, quiet: bool) -> None:
+    def __init__(self, *, quiet: bool, stages: dict[str, str] = STAGES) -> None:
         self._quiet = quiet
+        self._stages = stages
         self._stage = ""
         self._begun = self._said = time.monotonic()
         self._bars: Bars | None = None
         self._task: TaskID | None = None
-        if not quiet and err.is_terminal:
-            self._bars = Bars(
-                TextColumn("{task.description:<28}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[unit]} · {task.fields[rate]}"),
-                TimeRemainingColumn(),
-                console=err,
-                transient=True,
-            )
 
     def __enter__(self) -> ProgressDisplay:
-        if self._bars is not None:
+        if not self._quiet and err().is_terminal:
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bars
+            from rich.table import Column
+
+            self._bars = Bars(
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=None, table_column=Column(max_width=40)),
+                TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True)),
+                console=err(),
+                transient=True,
+            )
             self._bars.start()
         return self
 
@@ -76,51 +111,85 @@ class ProgressDisplay:
         if self._quiet:
             return
         now = time.monotonic()
-        stage = STAGES[at.stage]
+        stage = self._stages[at.stage]
         if at.iteration:
-            stage = f"{stage}, pass {at.iteration}, {at.active} fields"
+            stage = f"{stage}, pass {at.iteration} of {at.active} fields"
         if stage != self._stage:
             self._stage, self._begun = stage, now
             if self._bars is not None:
                 if self._task is not None:
                     self._bars.remove_task(self._task)
-                self._task = self._bars.add_task(stage, unit=at.unit, rate="")
-        seconds = now - self._begun
-        rate = f"{at.done / seconds:,.0f}/s" if seconds > 0 else ""
+                self._task = self._bars.add_task(stage, state="")
         if self._bars is not None and self._task is not None:
-            self._bars.update(
-                self._task, completed=at.done, total=at.total, unit=at.unit, rate=rate
-            )
-        elif self._bars is None and now - self._said >= PLAIN_SECONDS:
+            state = _state(at, now - self._begun)
+            self._bars.update(self._task, completed=at.done, total=at.total, state=state)
+        elif now - self._said >= PLAIN_SECONDS:
             self._said = now
-            left = seconds * (at.total - at.done) / at.done if at.done else float("nan")
-            err.print(
-                f"{stage}: {at.done:,} of {at.total:,} {at.unit}, {rate}, {left:.0f} s left",
-                highlight=False,
-            )
+            print(f"{stage}: {_state(at, now - self._begun)}", file=sys.stderr, flush=True)
+
+
+def _state(at: Progress, seconds: float) -> str:
+    """Return how much is done, how fast, and how long the rest will take."""
+    done = f"{at.done:,}/{at.total:,} {at.unit}"
+    if not at.done or seconds <= 0:
+        return done
+    rate = at.done / seconds
+    return f"{done} · {rate:,.0f}/s · {duration((at.total - at.done) / rate)} left"
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document, for machines."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(value, indent=1, allow_nan=False))
 
 
-def print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1
-) -> None:
-    """Print a table; the first `left` columns hold text, the others numbers."""
-    table = Table(title=title, title_justify="left")
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> None:
+    """Print a table; the first `left` columns hold text, the others numbers. Nothing is cut.
+
+    Where the terminal is too narrow, each row becomes a paragraph.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console() if sys.stdout.isatty() else Console(width=UNBOUNDED)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < left else "right", overflow="fold")
+        table.add_column(column, justify="left" if place < left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    out.print(table)
+        table.add_row(*(Text(str(cell)) for cell in row))
+    options = console.options.update(width=UNBOUNDED)
+    if Measurement.get(console, options, table).maximum <= console.width:
+        console.print(table)
+        return
+    for first, *others in rows:
+        items = [f"{column} {cell}" for column, cell in zip(columns[1:], others, strict=True)]
+        print(first)
+        print("    " + ", ".join(item for item in items if not item.endswith(" ")))
 
 
 def human_bytes(size: float) -> str:
     """Return a size in decimal units, three digits."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(size) < 1000 or unit == "TB":
-            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
         size /= 1000
-    raise AssertionError
+    return f"{size:,.3g} TB" if size < 999.5 else f"{size:,.0f} TB"
+
+
+def human_number(value: float) -> str:
+    """Return a number with its thousands parted; digits behind the point only where they tell."""
+    if value == int(value) or value >= 1000:
+        return f"{value:,.0f}" if value < 1e15 else f"{value:.4g}"
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: 12 s, 3 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from saec_gpu.clustering.budget import encoded_bytes
+from saec_gpu.clustering.statistics import GREATEST_WEIGHT, LEAST_WEIGHT
+from saec_gpu.errors import ParamError, WeightError
 from saec_gpu.sources import TableField, TableSource, WeightSource
-from saec_gpu.stream import FieldWork
+from saec_gpu.stream import FieldWork, ResidencySet, plan_sets
 
 READ_ROWS = 1 << 20
 
@@ -43,73 +45,142 @@ class FieldInspection:
     table : TableField
     weights : WeightSummary or None
     codewords : int
-        As asked.
+        As asked, at most one a row.
     bytes_after : int
         Counted bytes of codebook and codes, if all codewords are used.
-    memory_resident, memory_streamed : int
-        Bytes of memory to read the rows once, and least bytes to read them in each pass.
     """
 
     table: TableField
     weights: WeightSummary | None
     codewords: int
     bytes_after: int
-    memory_resident: int
-    memory_streamed: int
 
 
-def inspect_fields(
+@dataclass(frozen=True)
+class Inspection:
+    """What a source holds and what compressing it would take.
+
+    Attributes
+    ----------
+    fields : tuple of FieldInspection
+    memory_once : int
+        The least bytes of memory with which every row is read once.
+    memory_least : int
+        The least bytes with which it can be done at all, reading some rows in each pass.
+    """
+
+    fields: tuple[FieldInspection, ...]
+    memory_once: int
+    memory_least: int
+
+    @property
+    def bytes_before(self) -> int:
+        """Return the bytes of all tables in their own dtypes."""
+        return sum(one.table.nbytes for one in self.fields)
+
+    @property
+    def bytes_after(self) -> int:
+        """Return the counted bytes of all codebooks and codes, if all codewords are used."""
+        return sum(one.bytes_after for one in self.fields)
+
+
+def inspect_tables(
     source: TableSource,
     weights: WeightSource | None,
     codewords: Mapping[str, int],
     *,
     threads: int,
-) -> tuple[FieldInspection, ...]:
-    """Return what is known of each field without reading its rows; weights are read."""
-    found = []
+) -> Inspection:
+    """Return what is known of a source without reading its rows; weights are read.
+
+    Raises
+    ------
+    WeightError
+        A weight is negative, not finite or out of range.
+
+    Notes
+    -----
+    Holds the weights of one field at a time, 16 bytes a row.
+    """
+    fields, works = [], []
     for name, table in source.fields.items():
         weighted = weights is not None and name in weights.fields
-        asked = min(codewords[name], max(1, table.n_rows))
-        work = FieldWork(name, table.n_rows, table.dim, weighted, asked)
+        asked = min(codewords[name], table.n_rows)
+        if table.n_rows:
+            works.append(FieldWork(name, table.n_rows, table.dim, weighted, asked))
         summary = summarise(weights, name) if weighted and weights is not None else None
-        found.append(
-            FieldInspection(
-                table,
-                summary,
-                asked,
-                encoded_bytes(table, asked),
-                work.resident_bytes(threads),
-                work.streamed_bytes(threads),
-            )
-        )
-    return tuple(found)
+        fields.append(FieldInspection(table, summary, asked, encoded_bytes(table, asked)))
+
+    def plan(memory: int) -> Sequence[ResidencySet]:
+        try:
+            return plan_sets(works, memory=memory, threads=threads, chunk_rows=None)
+        except ParamError:
+            return ()
+
+    return Inspection(
+        tuple(fields),
+        _least(lambda memory: [planned.resident for planned in plan(memory)] == [True]),
+        _least(lambda memory: len(plan(memory)) > 0),
+    )
+
+
+def _least(enough: Callable[[int], bool]) -> int:
+    """Return the least memory that is enough, within a thousandth."""
+    high = 1
+    while not enough(high):
+        high *= 2
+    low = high // 2
+    while high - low > max(1, high // 1000):
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def summarise(weights: WeightSource, name: str) -> WeightSummary:
-    """Return a summary of one field's weights; nothing is checked here."""
+    """Return a summary of one field's weights.
+
+    Raises
+    ------
+    WeightError
+        A weight is not allowed. Names field and row, as `compress` would.
+    """
     values = np.empty(weights.fields[name])
     for start in range(0, len(values), READ_ROWS):
-        weights.read(name, start, values[start : start + READ_ROWS])
+        part = values[start : start + READ_ROWS]
+        weights.read(name, start, part)
+        bad = np.flatnonzero(~((part == 0) | (part >= LEAST_WEIGHT) & (part <= GREATEST_WEIGHT)))
+        if len(bad):
+            raise WeightError(
+                f'row {start + bad[0]} of field "{name}" has weight {float(part[bad[0]])!r}; a '
+                "weight is 0 or a finite number from 2^-400 to 2^400"
+            )
     if not len(values):
         return WeightSummary(0.0, 0.0, 0, 0)
-    descending = np.sort(values)[::-1]
-    cumulative = np.cumsum(descending)
+    values.sort()
+    cumulative = np.cumsum(values[::-1])
     total = float(cumulative[-1])
     head = int(np.searchsorted(cumulative, total / 2)) + 1 if total > 0 else 0
-    return WeightSummary(total, float(descending[0]), int((values == 0).sum()), head)
+    return WeightSummary(total, float(values[-1]), int((values == 0).sum()), head)
 
 
-def as_json(one: FieldInspection) -> dict[str, Any]:
+def as_json(found: Inspection) -> dict[str, Any]:
     """Return the inspection as JSON-able values."""
     return {
-        "name": one.table.name,
-        "rows": one.table.n_rows,
-        "dim": one.table.dim,
-        "dtype": one.table.dtype,
-        "bytes": one.table.nbytes,
-        "codewords": one.codewords,
-        "bytes_after": one.bytes_after,
-        "memory_resident": one.memory_resident,
-        "memory_streamed": one.memory_streamed,
-        "weights": None if one.weights is None else vars(one.weights),
+        "fields": [
+            {
+                "name": one.table.name,
+                "rows": one.table.n_rows,
+                "dim": one.table.dim,
+                "dtype": one.table.dtype,
+                "bytes": one.table.nbytes,
+                "codewords": one.codewords,
+                "bytes_after": one.bytes_after,
+                "weights": None if one.weights is None else vars(one.weights),
+            }
+            for one in found.fields
+        ],
+        "bytes": found.bytes_before,
+        "bytes_after": found.bytes_after,
+        "memory_once": found.memory_once,
+        "memory_least": found.memory_least,
     }

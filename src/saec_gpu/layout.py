@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from saec_gpu.errors import LayoutError
 
-TILE_ROWS = 4096  # a tile of 64 columns is 1 MiB: it stays in the second cache
+TILE_VALUES = 1 << 16  # 256 KiB of float32 stay in the second cache between their two uses
+TILE_ROWS = 4096
+LEAST_TILE_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Segment:
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Return (first row within the segment, number of rows) of each tile, in order."""
-        for first in range(0, self.n_rows, TILE_ROWS):
-            yield first, min(TILE_ROWS, self.n_rows - first)
+        step = min(TILE_ROWS, max(LEAST_TILE_ROWS, TILE_VALUES // self.dim))
+        for first in range(0, self.n_rows, step):
+            yield first, min(step, self.n_rows - first)
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saec_gpu.artifact import Artifact, CompressedField
 from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
-from saec_gpu.clustering.error import ErrorSums
+from saec_gpu.clustering.error import ErrorSums, distance_bits
 from saec_gpu.clustering.statistics import StatisticsBuilder
 from saec_gpu.compression import parse_bytes
 from saec_gpu.data import Codebook, Progress, ProgressFunction, Statistics
-from saec_gpu.errors import SourceError
-from saec_gpu.sources import TableSource, WeightSource, open_tables, open_weights
+from saec_gpu.errors import ArtifactError, ParamError, SourceError
+from saec_gpu.sources import TableSource, open_tables, open_weights
 from saec_gpu.stream import FieldWork, RowStream, plan_sets
+
+Stage = Literal["statistics", "codes"]
+Report = Callable[[Stage, int], None]
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,13 @@ class FieldVerification:
     ----------
     name : str
     wrong_codes : int
-        Rows whose stored code is not that of their nearest codeword (kept whole: rows that differ).
+        Rows whose stored code is not that of their nearest codeword. Of a field kept whole: rows
+        that differ in any bit.
     sse, stored_sse : float
-        Σ squared distance, computed now and in the manifest.
+        Σ squared distance, computed now and in the manifest; infinite where it is out of all
+        proportion to the spread of the rows, so that these cannot be the rows.
     weighted_sse, stored_weighted_sse : float or None
-        Σ weight × squared distance; None without weights.
+        Σ weight × squared distance. None: not checked; stored as a field without weights.
     """
 
     name: str
@@ -47,17 +54,21 @@ class FieldVerification:
         """Return what does not agree, in words."""
         found = []
         if self.wrong_codes:
-            found.append(
-                f'field "{self.name}": {self.wrong_codes} rows have another nearest codeword'
-            )
+            found.append(f"{self.wrong_codes:,} rows are stored with another code than their own")
         if self.sse != self.stored_sse:
-            found.append(f'field "{self.name}": sse is {self.sse!r}, stored {self.stored_sse!r}')
+            found.append(f"sse is {self.sse!r}, stored {self.stored_sse!r}")
         if self.weighted_sse is not None and self.weighted_sse != self.stored_weighted_sse:
+            stored = self.stored_weighted_sse
             found.append(
-                f'field "{self.name}": weighted sse is {self.weighted_sse!r}, stored '
-                f"{self.stored_weighted_sse!r}"
+                f"weighted sse is {self.weighted_sse!r} with the weights given, "
+                + ("it was compressed without weights" if stored is None else f"stored {stored!r}")
             )
-        return tuple(found)
+        return tuple(f'field "{self.name}": {problem}' for problem in found)
+
+    @property
+    def ok(self) -> bool:
+        """Return whether everything agrees."""
+        return not self.problems
 
 
 @dataclass(frozen=True)
@@ -96,8 +107,10 @@ def verify(
     Parameters
     ----------
     artifact : Artifact
-    tables, weights
-        As for `compress`; without weights the weighted errors are not checked.
+    tables : TableSource, path, mapping of name to array, or 2-D array
+        Fields that the artifact has not (`fields` of `compress`) are not read.
+    weights : path, mapping or vector, optional
+        As for `compress`; without, the weighted errors are not checked.
     backend, threads, memory, chunk_rows, progress
         As for `compress`.
 
@@ -106,95 +119,142 @@ def verify(
     ArtifactError
         A file of the artifact was altered.
     SourceError
-        The tables have other fields, rows or dims than the artifact.
+        The tables lack a field of the artifact, or it has other rows, dims or dtype there.
+    ParamError, WeightError, NonFiniteRowError
+        As for `compress`.
+
+    Notes
+    -----
+    Reads the rows once where they fit the memory, else twice.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, saec_gpu as saec
+    >>> rows = np.arange(400, dtype=np.float32).reshape(100, 4)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     artifact = saec.compress({"item": rows}, codewords=4, out=f"{folder}/item.saec")
+    ...     saec.verify(artifact, {"item": rows}).ok, saec.verify(artifact, {"item": -rows}).ok
+    (True, False)
     """
-    artifact.check_files()
-    source = open_tables(tables, fields=None)
-    _check_shapes(artifact, source)
-    weight_source = None if weights is None else open_weights(weights, source)
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ParamError(f"chunk_rows={chunk_rows!r} was given; give a whole number from 1")
     engine = open_backend(backend, threads=threads)
     budget = engine.memory_budget() if memory is None else parse_bytes(memory)
-    coded = [artifact[name] for name in artifact.names if artifact[name].n_rows]
-    works = [
-        FieldWork(
-            one.name, one.n_rows, one.dim,
-            weight_source is not None and one.name in weight_source.fields, max(1, one.n_codewords),
-        )
-        for one in coded
-    ]  # fmt: skip
+    source = _tables_of(artifact, open_tables(tables))
+    weight_source = None if weights is None else open_weights(weights, source)
+    artifact.check_files()
+    works = []
+    for name in artifact.names:
+        one = artifact[name]
+        weighted = weight_source is not None and name in weight_source.fields
+        codewords = one.n_codewords if one.encoding == "planes" else 1
+        if one.n_rows:
+            works.append(FieldWork(name, one.n_rows, one.dim, weighted, codewords))
+    total = sum(work.n_rows for work in works)
+    seen = {"statistics": 0, "codes": 0}
+
+    def report(stage: Stage, rows: int) -> None:
+        seen[stage] += rows
+        if progress is not None:
+            progress(Progress(stage, seen[stage], total))
+
     found: dict[str, FieldVerification] = {}
-    report = progress or (lambda _: None)
     for planned in plan_sets(works, memory=budget, threads=engine.threads, chunk_rows=chunk_rows):
         stream = RowStream(source, weight_source, planned, by_piece=True)
-        for work in planned.fields:
-            found[work.name] = _verify_field(
-                artifact[work.name], work, source, stream, weight_source, engine, report
+        statistics = {work.name: _statistics(work, stream, report) for work in planned.fields}
+        for name, one in statistics.items():
+            stored = artifact[name].record
+            wrong, sse, weighted_sse = _check_rows(
+                artifact[name], one, source, stream, engine, report
             )
-    for name in artifact.names:
-        if artifact[name].n_rows == 0:
-            found[name] = FieldVerification(name, 0, 0.0, 0.0, None, None)
-    return Verification(tuple(found[name] for name in artifact.names))
+            # Weights may be given for other fields only: then this one must have had none, too.
+            checked = weight_source is not None and (
+                one.weighted or stored["weighted_sse"] is not None
+            )
+            found[name] = FieldVerification(
+                name, wrong, sse, stored["sse"],
+                weighted_sse if checked else None, stored["weighted_sse"],
+            )  # fmt: skip
+    return Verification(
+        tuple(
+            found.get(name) or FieldVerification(name, 0, 0.0, 0.0, None, None)  # without rows
+            for name in artifact.names
+        )
+    )
 
 
-def _check_shapes(artifact: Artifact, source: TableSource) -> None:
+def _tables_of(artifact: Artifact, source: TableSource) -> TableSource:
+    """Return the artifact's fields of a source, after checking their shapes."""
     for name in artifact.names:
         one = artifact[name]
         table = source.fields.get(name)
         if table is None:
             raise SourceError(
-                f'the artifact has a field "{name}", the tables have not; they have {sorted(source.fields)}'
+                f'the artifact has a field "{name}", but the tables have not; they have '
+                f"{sorted(source.fields)}"
             )
         if (table.n_rows, table.dim, table.dtype) != (one.n_rows, one.dim, one.dtype):
             raise SourceError(
                 f'field "{name}" is {one.n_rows} × {one.dim} {one.dtype} in the artifact and '
-                f"{table.n_rows} × {table.dim} {table.dtype} in the tables; give the tables it was made from"
+                f"{table.n_rows} × {table.dim} {table.dtype} in the tables; give the tables it was "
+                "made from"
             )
+    # Among more tables than were compressed, weights are told from unknown names as they were then.
+    return source if len(source.fields) == len(artifact) else source.select(artifact.names)
 
 
-def _verify_field(
+def _statistics(work: FieldWork, stream: RowStream, report: Report) -> Statistics:
+    builder = StatisticsBuilder(work.name, work.n_rows, work.dim, 1, 0, weighted=work.weighted)
+    for chunk in stream.pieces([work.name]):
+        (segment,) = chunk.layout.segments
+        builder.add(segment.start, chunk.rows(segment), chunk.weights if work.weighted else None)
+        report("statistics", segment.n_rows)
+    return builder.statistics()
+
+
+def _check_rows(
     one: CompressedField,
-    work: FieldWork,
+    statistics: Statistics,
     source: TableSource,
     stream: RowStream,
-    weights: WeightSource | None,
     engine: Backend,
-    report: ProgressFunction,
-) -> FieldVerification:
-    stored: Mapping[str, Any] = one.record
+    report: Report,
+) -> tuple[int, float, float]:
+    """Return how many rows of a field are stored wrong, and the errors of all, weighted last."""
+    wrong = 0
     if one.encoding == "identity":
-        wrong = 0
         for chunk in stream.pieces([one.name]):
             (segment,) = chunk.layout.segments
             rows = slice(segment.start, segment.start + segment.n_rows)
-            kept = np.ascontiguousarray(one.codebook[rows])
-            differ = chunk.rows(segment).view(np.uint32) != kept.view(np.uint32)
+            # In the table's own dtype: float64 rows may differ and be one row in float32.
+            given = source.read_stored(one.name, rows.start, rows.stop)
+            differ = _bytes_of_rows(given) != _bytes_of_rows(one._stored[rows])
             wrong += int(differ.any(axis=1).sum())
-            report(Progress("codes", rows.stop, one.n_rows))
-        return FieldVerification(one.name, wrong, 0.0, stored["sse"], None, None)
-    statistics = _statistics(one, work, stream, report)
-    errors = ErrorSums(statistics)
+            report("codes", segment.n_rows)
+        return wrong, 0.0, 0.0
+    if not np.isfinite(one.codebook).all():
+        raise ArtifactError(
+            f'the codebook of field "{one.name}" holds a value that is not finite; it was altered: '
+            "copy the artifact again or make it anew"
+        )
     codebooks = engine.load_codebooks({one.name: Codebook(one.codebook)})
-    wrong = 0
+    errors = ErrorSums(statistics)
+    reach = math.ldexp(1.0, distance_bits(statistics))
+    within_reach = True
     for chunk in stream.pieces([one.name]):
         (segment,) = chunk.layout.segments
         found = engine.assign(engine.load_rows(chunk), codebooks, distances=True)
         assert found.distances is not None
-        errors.add(found.distances, chunk.weights)
-        stored_codes = one.codes_between(segment.start, segment.start + segment.n_rows)
-        wrong += int((found.codes != stored_codes).sum())
-        report(Progress("codes", segment.start + segment.n_rows, one.n_rows))
-    weighted = errors.weighted_sse if statistics.weighted else None
-    return FieldVerification(
-        one.name, wrong, errors.sse, stored["sse"], weighted, stored["weighted_sse"]
-    )
+        within_reach = within_reach and bool((found.distances < reach).all())
+        if within_reach:  # the sums of others would overflow
+            errors.add(found.distances, chunk.weights)
+        stored = one.codes_between(segment.start, segment.start + segment.n_rows)
+        wrong += int((found.codes != stored).sum())
+        report("codes", segment.n_rows)
+    if not within_reach:
+        return wrong, math.inf, math.inf
+    return wrong, errors.sse, errors.weighted_sse
 
 
-def _statistics(
-    one: CompressedField, work: FieldWork, stream: RowStream, report: ProgressFunction
-) -> Statistics:
-    builder = StatisticsBuilder(one.name, one.n_rows, one.dim, 1, 0, weighted=work.weighted)
-    for chunk in stream.pieces([one.name]):
-        (segment,) = chunk.layout.segments
-        builder.add(segment.start, chunk.rows(segment), chunk.weights if work.weighted else None)
-        report(Progress("statistics", segment.start + segment.n_rows, one.n_rows))
-    return builder.statistics()
+def _bytes_of_rows(rows: NDArray[Any]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)

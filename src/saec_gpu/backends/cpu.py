@@ -20,7 +20,6 @@ from saec_gpu.errors import LayoutError, ParamError
 
 CACHE_LINE = 64
 CENTRE_CODEWORDS = 256  # as many codewords place the median well; more only take time
-UNIT_ROUNDOFF = 2.0**-24
 SHARE_OF_MEMORY = 0.5  # of what is free now; the rest is left to the caller
 CARRY_ROWS = 2**30  # a low limb is below 2³² a row, so int64 holds twice as many rows
 
@@ -115,7 +114,7 @@ def _filter_form(codewords: Float32) -> tuple[np.float32, float, Float32, Float3
     # rounded once, as fma does it: the product is exact and float64 holds the difference well
     centred = (codewords * np.float64(scale) - centre).astype(np.float32)
     norms = np.einsum("kj,kj->k", centred, centred, dtype=np.float64)
-    factor = kernels.SLACK * (dim + 4) * UNIT_ROUNDOFF
+    factor = kernels.bound_factor(dim)
     scores = (factor * norms - 0.5 * norms).astype(np.float32)
     # a codeword equal to an earlier one can never win a tie: leave it out, or no row of either
     # would be proved

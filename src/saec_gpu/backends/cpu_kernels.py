@@ -8,7 +8,7 @@ The filter
 A block of ROW_LANES rows is scaled, centred and transposed, so that one vector holds one column of
 the block. With y and e the centred row and codeword (float32), codewords are ranked by
 
-    score_k = h_k + Σ_j y_j e_kj,   h_k = −|e_k|²/2 + A |e_k|²,   A = SLACK (d + 4) 2⁻²⁴
+    score_k = h_k + Σ_j y_j e_kj,   h_k = −|e_k|²/2 + A |e_k|²,   A = SLACK (d + 10) 2⁻²⁴
 
 whose first part is largest for the nearest codeword. Let u = 2⁻²⁴, Y and E the exact scaled and
 centred row and codeword, T_k = Y·E_k − |E_k|²/2. The scale is a power of two and `fma` rounds once,
@@ -16,6 +16,7 @@ so |y − Y| ≤ u|y| and |e − E| ≤ u|e|, and
 
     |y·e − Y·E| ≤ 2.01 u|y||e|            ||e|²/2 − |E|²/2| ≤ 1.01 u|e|²
     rounding of h_k and of the d fma:      (d + 1) u (|e|²/2 + |y||e|)(1 + du)
+    the tag in the two lowest bits:        6 u (|e|²/2 + |y||e|)
 
 Together, with 2|y||e| ≤ |y|² + |e|²:  |score_k − A|e_k|² − T_k| ≤ A (|e_k|² + |y|²/2). The float64
 distance of the definition differs from the real one by at most (d + 3) 2⁻⁵³ of itself, 2²⁹ times
@@ -31,8 +32,9 @@ and one comparison with the second best score does it. |e_w| is not looked up: |
     2A|e_w|² + A|y|² ≤ A (9|y|² − 8 score_w)
 
 FLOOR stands for what falls below the smallest float32: d products of at most 2⁻¹⁴⁹ each and centred
-values rounded to multiples of 2⁻¹⁴⁹, times values of order one. A score or bound that is not finite
-proves nothing, since no comparison with NaN holds and infinity is not above infinity.
+values rounded to multiples of 2⁻¹⁴⁹, times values of order one. Centred codewords are of order one,
+so a score can overflow only where |y|² does too; then the bound is infinite or NaN and nothing is
+above it.
 
 A row that is not proved is decided by the definition among the codewords that the same bound cannot
 exclude. Their scores are computed again, by the same operations in the same order: the same bits.
@@ -62,6 +64,8 @@ from saec_gpu.backends.simd import (
     splat,
     store,
     sub,
+    tagged,
+    tags,
     take_next,
     unproved_lanes,
     widen,
@@ -87,21 +91,32 @@ PANEL = 16  # codewords that stand side by side in memory
 GROUP = 4  # codewords ranked at once: 4 x 64 accumulators are 16 of 32 wide registers
 WORST = np.float32(-3e38)  # below every score
 SLACK = 1.02
+UNIT_ROUNDOFF = 2.0**-24
 FLOOR = np.float32(2.0**-120)
-SUM_LANES = 16
 LIMB = 4294967296.0  # 2³²
 
 
+def bound_factor(dim: int) -> float:
+    """Return A of the filter's bound."""
+    return SLACK * (dim + 10) * UNIT_ROUNDOFF
+
+
 @inlined
-def _fold(score: Any, codeword: Any, best: Any, second: Any, index: Any) -> Any:
-    """Return best, second best and index of the best after one more codeword."""
-    second = larger(second, smaller(best, score))
-    better = greater(score, best)
-    return (
-        pick(better, score, best),
-        second,
-        pick(better, splat(ROW_LANES, np.int32(codeword)), index),
-    )
+def _fold(
+    s0: Any, s1: Any, s2: Any, s3: Any, first: Any, best: Any, second: Any, index: Any
+) -> Any:
+    """Return best score, second best and group of the best after one more group of four codewords.
+
+    Each score carries its place in the group in its lowest bits, so that maxima and minima move both
+    at once: a comparison takes the place of a fused multiply-add, a maximum does not.
+    """
+    s0, s1, s2, s3 = tagged(s0, 0), tagged(s1, 1), tagged(s2, 2), tagged(s3, 3)
+    left, right = larger(s0, s1), larger(s2, s3)
+    top = larger(left, right)
+    other = larger(smaller(left, right), larger(smaller(s0, s1), smaller(s2, s3)))
+    second = larger(larger(second, other), smaller(best, top))
+    index = pick(greater(top, best), splat(ROW_LANES, np.int32(first)), index)
+    return larger(best, top), second, index
 
 
 @inlined
@@ -143,16 +158,13 @@ def _rank(
             s2 = fma(y, broadcast(ROW_LANES, panels, at + 2), s2)
             s3 = fma(y, broadcast(ROW_LANES, panels, at + 3), s3)
             at += PANEL
-        best, second, index = _fold(s0, first, best, second, index)
-        best, second, index = _fold(s1, first + 1, best, second, index)
-        best, second, index = _fold(s2, first + 2, best, second, index)
-        best, second, index = _fold(s3, first + 3, best, second, index)
+        best, second, index = _fold(s0, s1, s2, s3, first, best, second, index)
     norms = splat(ROW_LANES, np.float32(0.0))
     for j in range(dim):
         y = load(ROW_LANES, block, j * ROW_LANES)
         norms = fma(y, y, norms)
     bound = _bound(norms, best, factor)
-    store(codes, 0, index)
+    store(codes, 0, add_int(index, tags(best)))
     store(leads, 0, best)
     store(leads, ROW_LANES, bound)
     return unproved_lanes(greater(sub(best, second), bound))
@@ -236,6 +248,45 @@ def _fill_block(
             )
 
 
+def _add_columns(lanes: int) -> Any:
+    """Return a function that adds `lanes` columns of rows to the sums of their codewords.
+
+    Rows are its inner loop: what belongs to the columns stays in registers.
+    """
+
+    @inlined
+    def add_columns(
+        values: Any,
+        row: Any,
+        n_rows: Any,
+        dim: Any,
+        weighted: Any,
+        weights: Any,
+        first_weight: Any,
+        column_scales: Any,
+        column: Any,
+        codes: Any,
+        first_code: Any,
+        first_word: Any,
+        sums: Any,
+        j: Any,
+    ) -> None:
+        scales = load(lanes, column_scales, column + j)
+        for i in range(n_rows):
+            at = first_word + np.int64(codes[first_code + i]) * dim + j
+            x = widen(load(lanes, values, row + i * dim + j))
+            if weighted:
+                x = mul(x, broadcast(lanes, weights, first_weight + i))
+            store(sums, at, add_int(load(lanes, sums, at), rounded(mul(x, scales))))
+
+    return add_columns
+
+
+WIDE_SUMS, NARROW_SUMS = 32, 8
+_add_columns_wide = _add_columns(WIDE_SUMS)
+_add_columns_narrow = _add_columns(NARROW_SUMS)
+
+
 @inlined
 def _add_rows(
     values: Any,
@@ -257,23 +308,32 @@ def _add_rows(
     counts: Any,
 ) -> None:
     """Add rint(w x_j 2^s_j) of rows to the sums of their codewords, and rint(w 2^t) if weighted."""
-    by_vectors = dim - dim % SUM_LANES
     for i in range(n_rows):
-        code = np.int64(codes[first_code + i])
-        counts[first_score + code] += 1
-        at = first_word + code * dim
-        weight = 1.0
+        code = first_score + np.int64(codes[first_code + i])
+        counts[code] += 1
         if weighted:
-            weight = weights[first_weight + i]
-            weight_sums[first_score + code] += np.int64(np.rint(weight * weight_scale))
-        for j in range(0, by_vectors, SUM_LANES):
-            x = mul(widen(load(SUM_LANES, values, row + j)), splat(SUM_LANES, weight))
-            terms = rounded(mul(x, load(SUM_LANES, column_scales, column + j)))
-            store(sums, at + j, add_int(load(SUM_LANES, sums, at + j), terms))
-        for j in range(by_vectors, dim):
-            term = np.float64(values[row + j]) * weight * column_scales[column + j]
-            sums[at + j] += np.int64(np.rint(term))
-        row += dim
+            weight_sums[code] += np.int64(np.rint(weights[first_weight + i] * weight_scale))
+    done = 0
+    while dim - done >= WIDE_SUMS:
+        _add_columns_wide(
+            values, row, n_rows, dim, weighted, weights, first_weight, column_scales, column,
+            codes, first_code, first_word, sums, done,
+        )  # fmt: skip
+        done += WIDE_SUMS
+    while dim - done >= NARROW_SUMS:
+        _add_columns_narrow(
+            values, row, n_rows, dim, weighted, weights, first_weight, column_scales, column,
+            codes, first_code, first_word, sums, done,
+        )  # fmt: skip
+        done += NARROW_SUMS
+    for j in range(done, dim):
+        scale = column_scales[column + j]
+        for i in range(n_rows):
+            x = np.float64(values[row + i * dim + j])
+            if weighted:
+                x *= weights[first_weight + i]
+            at = first_word + np.int64(codes[first_code + i]) * dim + j
+            sums[at] += np.int64(np.rint(x * scale))
 
 
 @inlined
@@ -322,7 +382,7 @@ def _add_rows_wide(
 def _find_codes(
     values: Any,
     row: Any,
-    lanes: Any,
+    n_rows: Any,
     dim: Any,
     scale: Any,
     factor: Any,
@@ -335,29 +395,32 @@ def _find_codes(
     words: Any,
     first_word: Any,
     n_codewords: Any,
-    codes: Any,  # OUT uint32: codes of the block at first_code
+    codes: Any,  # OUT uint32: codes of the rows from first_code
     first_code: Any,
     block: Any,  # scratch
     lane_codes: Any,  # scratch
     leads: Any,  # scratch
 ) -> Any:
-    """Write the codes of up to ROW_LANES rows; return how many the filter did not prove."""
-    _fill_block(values, row, lanes, dim, scale, centres, column, block)
-    unproved = _rank(
-        block, dim, panels, panel, scores, first_score, n_codewords, factor, lane_codes, leads
-    )
+    """Write the codes of rows, block by block; return how many the filter did not prove."""
     rechecked = 0
-    while unproved:
-        lane = lowest_bit(unproved)
-        unproved &= unproved - np.uint64(1)
-        if lane < lanes:
-            lane_codes[lane] = _decide(
-                block, lane, leads[lane], leads[ROW_LANES + lane], values, row + lane * dim,
-                dim, panels, panel, scores, first_score, words, first_word, n_codewords,
-            )  # fmt: skip
-            rechecked += 1
-    for lane in range(lanes):
-        codes[first_code + lane] = lane_codes[lane]
+    for start in range(0, n_rows, ROW_LANES):
+        lanes = min(ROW_LANES, n_rows - start)
+        at = row + start * dim
+        _fill_block(values, at, lanes, dim, scale, centres, column, block)
+        unproved = _rank(
+            block, dim, panels, panel, scores, first_score, n_codewords, factor, lane_codes, leads
+        )
+        while unproved:
+            lane = lowest_bit(unproved)
+            unproved &= unproved - np.uint64(1)
+            if lane < lanes:
+                lane_codes[lane] = _decide(
+                    block, lane, leads[lane], leads[ROW_LANES + lane], values, at + lane * dim,
+                    dim, panels, panel, scores, first_score, words, first_word, n_codewords,
+                )  # fmt: skip
+                rechecked += 1
+        for lane in range(lanes):
+            codes[first_code + start + lane] = lane_codes[lane]
     return rechecked
 
 
@@ -424,32 +487,25 @@ def run_tiles(
         first_word = slots[slot, SLOT_WORDS]
         column = slots[slot, SLOT_COLUMNS]
         wide = slots[slot, SLOT_WIDE]
-        weighted = first_weight >= 0
-        scale, factor = factors[slot, 0], factors[slot, 1]
-        weight_scale = weight_scales[slot]
-        for start in range(0, n_rows, ROW_LANES):
-            row = first_value + start * dim
-            lanes = min(ROW_LANES, n_rows - start)
-            code_at = first_code + start
-            if not given:
-                rechecked[slot] += _find_codes(
-                    values, row, lanes, dim, scale, factor, centres, column, panels, panel, scores,
-                    first_score, words, first_word, n_codewords, codes, code_at,
-                    block, lane_codes, leads,
-                )  # fmt: skip
-            if len(distances):
-                _measure(
-                    values, row, lanes, dim, words, first_word, codes, code_at, distances
-                )  # fmt: skip
-            if accumulate and not wide:
-                _add_rows(
-                    values, row, lanes, dim, weighted, weights, first_weight + start,
-                    column_scales, column, weight_scale, codes, code_at, first_word, first_score,
-                    sums, weight_sums, counts,
-                )  # fmt: skip
-            elif accumulate:
-                _add_rows_wide(
-                    values, row, lanes, dim, weighted, weights, first_weight + start,
-                    column_scales, column, weight_scale, codes, code_at, first_word, first_score,
-                    sums, sums_low, weight_sums, weight_sums_low, counts,
-                )  # fmt: skip
+        if not given:
+            rechecked[slot] += _find_codes(
+                values, first_value, n_rows, dim, factors[slot, 0], factors[slot, 1], centres, column,
+                panels, panel, scores, first_score, words, first_word, n_codewords,
+                codes, first_code, block, lane_codes, leads,
+            )  # fmt: skip
+        if len(distances):
+            _measure(
+                values, first_value, n_rows, dim, words, first_word, codes, first_code, distances
+            )  # fmt: skip
+        if accumulate and not wide:
+            _add_rows(
+                values, first_value, n_rows, dim, first_weight >= 0, weights, first_weight,
+                column_scales, column, weight_scales[slot], codes, first_code, first_word, first_score,
+                sums, weight_sums, counts,
+            )  # fmt: skip
+        elif accumulate:
+            _add_rows_wide(
+                values, first_value, n_rows, dim, first_weight >= 0, weights, first_weight,
+                column_scales, column, weight_scales[slot], codes, first_code, first_word, first_score,
+                sums, sums_low, weight_sums, weight_sums_low, counts,
+            )  # fmt: skip
