@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import os
+import tempfile
 from collections.abc import Generator
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -23,11 +27,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def _kernel_cache() -> str:
+    """Return a cache folder for these sources alone.
+
+    Numba looks only at the file of the function it kept, not at what that inlines from others:
+    after a change there it would go on with the old code.
+    """
+    found = importlib.util.find_spec("saec_gpu")
+    assert found is not None
+    assert found.origin is not None
+    sources = Path(found.origin).parent.rglob("*.py")
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
+    return str(Path(tempfile.gettempdir()) / f"saec-gpu-kernels-{digest[:16]}")
+
+
 def _backends(config: pytest.Config) -> list[str]:
     return [name.strip() for name in str(config.getoption("--backends")).split(",")]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["NUMBA_CACHE_DIR"] = _kernel_cache()
     # Here and not in a fixture: a run that was asked for a backend must not pass without it.
     from saec_gpu.backends.protocol import known_backends
 

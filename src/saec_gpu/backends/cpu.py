@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.backends import cpu_kernels as kernels
+from saec_gpu.backends.cpu_filter import PANEL, WORST, bound_factor
+from saec_gpu.backends.cpu_tiles import (
+    SLOT_CODEWORDS,
+    SLOT_DIM,
+    SLOT_FIELDS,
+    SLOT_WIDE,
+    TILE_COLUMNS,
+    run_tiles,
+)
 from saec_gpu.backends.protocol import Assignment
 from saec_gpu.backends.simd import ROW_LANES
 from saec_gpu.data import Chunk, Codebook, Float32, Int64, Partial, carry
@@ -76,7 +84,7 @@ class CpuCodebooks:
     @property
     def any_wide(self) -> bool:
         """Return whether any slot sums in two limbs."""
-        return bool(self.slots[:, kernels.SLOT_WIDE].any())
+        return bool(self.slots[:, SLOT_WIDE].any())
 
     def accumulators(self, n_threads: int) -> list[_Accumulators]:
         """Return accumulators for as many threads, made when first needed."""
@@ -97,7 +105,7 @@ class CpuCodebooks:
 
 
 def _filter_form(codewords: Float32) -> tuple[np.float32, float, Float32, Float32, Float32]:
-    """Return scale, A, centre, centred codewords and scores of the filter (cpu_kernels).
+    """Return scale, A, centre, centred codewords and scores of the filter (cpu_filter).
 
     The centre is the median, which far codewords do not move, and the scale a power of two that
     brings the centred codewords to order one. Both decide only how often the filter proves a row.
@@ -114,13 +122,13 @@ def _filter_form(codewords: Float32) -> tuple[np.float32, float, Float32, Float3
     # rounded once, as fma does it: the product is exact and float64 holds the difference well
     centred = (codewords * np.float64(scale) - centre).astype(np.float32)
     norms = np.einsum("kj,kj->k", centred, centred, dtype=np.float64)
-    factor = kernels.bound_factor(dim)
+    factor = bound_factor(dim)
     scores = (factor * norms - 0.5 * norms).astype(np.float32)
     # a codeword equal to an earlier one can never win a tie: leave it out, or no row of either
     # would be proved
     if len(np.unique(norms)) < n_codewords:
         repeated = _repeated(codewords)
-        scores[repeated] = kernels.WORST
+        scores[repeated] = WORST
         centred[repeated] = 0.0
     return scale, factor, centre, centred, scores
 
@@ -163,30 +171,30 @@ class CpuBackend:
         return chunk
 
     def load_codebooks(self, codebooks: Mapping[str, Codebook]) -> CpuCodebooks:
-        """Return the codebooks, scaled, centred and laid out for the kernels."""
+        """Return the codebooks, scaled, centred and laid out for the threads."""
         n_slots = len(codebooks)
-        slots = np.zeros((n_slots, kernels.SLOT_FIELDS), np.int64)
+        slots = np.zeros((n_slots, SLOT_FIELDS), np.int64)
         factors = np.zeros((n_slots, 2), np.float32)
         weight_scales = np.zeros(n_slots)
         totals = np.zeros(4, np.int64)  # panels, scores, words, columns laid out so far
         for slot, codebook in zip(slots, codebooks.values(), strict=True):
             n_codewords, dim = codebook.codewords.shape
-            padded = _round_up(n_codewords, kernels.PANEL)
+            padded = _round_up(n_codewords, PANEL)
             wide = codebook.fixed_point is not None and codebook.fixed_point.wide
             slot[:] = [dim, n_codewords, *totals, wide]
             totals += [padded * dim, padded, n_codewords * dim, dim]
         panels = _aligned(int(totals[0]), np.float32)
         scores = _aligned(int(totals[1]), np.float32)
-        scores[:] = kernels.WORST
+        scores[:] = WORST
         words = np.zeros(totals[2], np.float32)
         centres = np.zeros(totals[3], np.float32)
         column_scales = np.zeros(totals[3])
         for number, codebook in enumerate(codebooks.values()):
             dim, n_codewords, panel, score, word, column, _ = (int(n) for n in slots[number])
             scale, factor, centre, centred, own_scores = _filter_form(codebook.codewords)
-            rows = np.zeros((_round_up(n_codewords, kernels.PANEL), dim), np.float32)
+            rows = np.zeros((_round_up(n_codewords, PANEL), dim), np.float32)
             rows[:n_codewords] = centred
-            by_panel = rows.reshape(-1, kernels.PANEL, dim).transpose(0, 2, 1)
+            by_panel = rows.reshape(-1, PANEL, dim).transpose(0, 2, 1)
             panels[panel : panel + rows.size] = by_panel.reshape(-1)
             scores[score : score + n_codewords] = own_scores
             words[word : word + n_codewords * dim] = codebook.codewords.reshape(-1)
@@ -228,7 +236,7 @@ class CpuBackend:
             slot = codebooks.slot_of.get(segment.field)
             if slot is None or segment.n_rows == 0:
                 continue
-            n_codewords = int(codebooks.slots[slot, kernels.SLOT_CODEWORDS])
+            n_codewords = int(codebooks.slots[slot, SLOT_CODEWORDS])
             worst = int(np.argmax(codes[segment.rows]))
             if codes[segment.rows][worst] >= n_codewords:
                 raise LayoutError(
@@ -267,7 +275,7 @@ class CpuBackend:
         accumulate: bool,
     ) -> None:
         """Hand the chunk's tiles to the threads and wait for them."""
-        tiles = np.array(list(_tiles(chunk, codebooks)), np.int64).reshape(-1, kernels.TILE_COLUMNS)
+        tiles = np.array(list(_tiles(chunk, codebooks)), np.int64).reshape(-1, TILE_COLUMNS)
         if len(tiles) == 0:
             return
         n_threads = min(self.threads, len(tiles))
@@ -279,10 +287,10 @@ class CpuBackend:
             codebooks.rows_since_carry = chunk.layout.n_rows
         weights = chunk.weights if chunk.weights is not None else np.zeros(0)
         counter = np.zeros(1, np.int64)
-        max_dim = int(codebooks.slots[:, kernels.SLOT_DIM].max())
+        max_dim = int(codebooks.slots[:, SLOT_DIM].max())
 
         def work(own: _Accumulators) -> None:
-            kernels.run_tiles(
+            run_tiles(
                 counter, tiles, codebooks.slots, codebooks.factors, chunk.values, weights,
                 codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words,
                 codebooks.column_scales, codebooks.weight_scales, given, codes, distances,
@@ -303,7 +311,7 @@ def _tiles(chunk: Chunk, codebooks: CpuCodebooks) -> Iterator[list[int]]:
     segments = [s for s in chunk.layout.segments if s.field in codebooks.slot_of]
     slots = codebooks.slots
     segments.sort(
-        key=lambda s: -int(slots[codebooks.slot_of[s.field], : kernels.SLOT_CODEWORDS + 1].prod())
+        key=lambda s: -int(slots[codebooks.slot_of[s.field], : SLOT_CODEWORDS + 1].prod())
     )
     for segment in segments:
         number = codebooks.slot_of[segment.field]

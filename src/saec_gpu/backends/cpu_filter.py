@@ -1,10 +1,5 @@
-"""Assignment and accumulation on the CPU: the loops that take nearly all of the time.
+"""Nearest codewords on the CPU: a float32 filter that proves its winners, and the definition.
 
-One call of `run_tiles` per thread works through tiles (rows of one field) in the order in which the
-threads come for them; every field of every size is in the same list.
-
-The filter
-----------
 A block of ROW_LANES rows is scaled, centred and transposed, so that one vector holds one column of
 the block. With y and e the centred row and codeword (float32), codewords are ranked by
 
@@ -57,43 +52,23 @@ from saec_gpu.backends.simd import (
     larger,
     load,
     lowest_bit,
-    mul,
     pick,
-    rounded,
     smaller,
     splat,
     store,
     sub,
     tagged,
     tags,
-    take_next,
     unproved_lanes,
-    widen,
 )
-from saec_gpu.compiled import compiled, inlined
-
-# columns of the tile table
-TILE_SLOT, TILE_ROWS, TILE_VALUES, TILE_WEIGHTS, TILE_CODES = range(5)
-TILE_COLUMNS = 5
-# columns of the slot table: one slot is one field's codebook
-(
-    SLOT_DIM,
-    SLOT_CODEWORDS,
-    SLOT_PANEL,
-    SLOT_SCORES,
-    SLOT_WORDS,
-    SLOT_COLUMNS,
-    SLOT_WIDE,
-) = range(7)
-SLOT_FIELDS = 7
+from saec_gpu.compiled import inlined
 
 PANEL = 16  # codewords that stand side by side in memory
-GROUP = 4  # codewords ranked at once: 4 x 64 accumulators are 16 of 32 wide registers
+GROUP = 4  # codewords ranked at once: 4 x 64 sums are 16 of 32 wide registers
 WORST = np.float32(-3e38)  # below every score
-SLACK = 1.02
+SLACK = 1.02  # the terms of higher order, and the roundings of the bound itself
 UNIT_ROUNDOFF = 2.0**-24
 FLOOR = np.float32(2.0**-120)
-LIMB = 4294967296.0  # 2³²
 
 
 def bound_factor(dim: int) -> float:
@@ -107,8 +82,8 @@ def _fold(
 ) -> Any:
     """Return best score, second best and group of the best after one more group of four codewords.
 
-    Each score carries its place in the group in its lowest bits, so that maxima and minima move both
-    at once: a comparison takes the place of a fused multiply-add, a maximum does not.
+    Each score carries its place in the group in its lowest bits, so that maxima and minima move
+    both at once: a comparison takes the place of a fused multiply-add, a maximum does not.
     """
     s0, s1, s2, s3 = tagged(s0, 0), tagged(s1, 1), tagged(s2, 2), tagged(s3, 3)
     left, right = larger(s0, s1), larger(s2, s3)
@@ -248,138 +223,8 @@ def _fill_block(
             )
 
 
-def _add_columns(lanes: int) -> Any:
-    """Return a function that adds `lanes` columns of rows to the sums of their codewords.
-
-    Rows are its inner loop: what belongs to the columns stays in registers.
-    """
-
-    @inlined
-    def add_columns(
-        values: Any,
-        row: Any,
-        n_rows: Any,
-        dim: Any,
-        weighted: Any,
-        weights: Any,
-        first_weight: Any,
-        column_scales: Any,
-        column: Any,
-        codes: Any,
-        first_code: Any,
-        first_word: Any,
-        sums: Any,
-        j: Any,
-    ) -> None:
-        scales = load(lanes, column_scales, column + j)
-        for i in range(n_rows):
-            at = first_word + np.int64(codes[first_code + i]) * dim + j
-            x = widen(load(lanes, values, row + i * dim + j))
-            if weighted:
-                x = mul(x, broadcast(lanes, weights, first_weight + i))
-            store(sums, at, add_int(load(lanes, sums, at), rounded(mul(x, scales))))
-
-    return add_columns
-
-
-WIDE_SUMS, NARROW_SUMS = 32, 8
-_add_columns_wide = _add_columns(WIDE_SUMS)
-_add_columns_narrow = _add_columns(NARROW_SUMS)
-
-
 @inlined
-def _add_rows(
-    values: Any,
-    row: Any,
-    n_rows: Any,
-    dim: Any,
-    weighted: Any,
-    weights: Any,
-    first_weight: Any,
-    column_scales: Any,  # IN  float64, flat: 2^s_j at column + j
-    column: Any,
-    weight_scale: Any,  # 2^t
-    codes: Any,
-    first_code: Any,
-    first_word: Any,
-    first_score: Any,
-    sums: Any,  # INOUT int64, flat
-    weight_sums: Any,
-    counts: Any,
-) -> None:
-    """Add rint(w x_j 2^s_j) of rows to the sums of their codewords, and rint(w 2^t) if weighted."""
-    for i in range(n_rows):
-        code = first_score + np.int64(codes[first_code + i])
-        counts[code] += 1
-        if weighted:
-            weight_sums[code] += np.int64(np.rint(weights[first_weight + i] * weight_scale))
-    done = 0
-    while dim - done >= WIDE_SUMS:
-        _add_columns_wide(
-            values, row, n_rows, dim, weighted, weights, first_weight, column_scales, column,
-            codes, first_code, first_word, sums, done,
-        )  # fmt: skip
-        done += WIDE_SUMS
-    while dim - done >= NARROW_SUMS:
-        _add_columns_narrow(
-            values, row, n_rows, dim, weighted, weights, first_weight, column_scales, column,
-            codes, first_code, first_word, sums, done,
-        )  # fmt: skip
-        done += NARROW_SUMS
-    for j in range(done, dim):
-        scale = column_scales[column + j]
-        for i in range(n_rows):
-            x = np.float64(values[row + i * dim + j])
-            if weighted:
-                x *= weights[first_weight + i]
-            at = first_word + np.int64(codes[first_code + i]) * dim + j
-            sums[at] += np.int64(np.rint(x * scale))
-
-
-@inlined
-def _add_limbs(term: Any, high: Any, low: Any, at: Any) -> None:
-    """Add a whole float64 to the limbs high[at]·2³² + low[at], 0 ≤ low term < 2³²."""
-    limb = np.floor(term / LIMB)
-    high[at] += np.int64(limb)
-    low[at] += np.int64(term - limb * LIMB)
-
-
-@inlined
-def _add_rows_wide(
-    values: Any,
-    row: Any,
-    n_rows: Any,
-    dim: Any,
-    weighted: Any,
-    weights: Any,
-    first_weight: Any,
-    column_scales: Any,
-    column: Any,
-    weight_scale: Any,
-    codes: Any,
-    first_code: Any,
-    first_word: Any,
-    first_score: Any,
-    sums: Any,  # INOUT int64, flat: high limbs
-    sums_low: Any,
-    weight_sums: Any,
-    weight_sums_low: Any,
-    counts: Any,
-) -> None:
-    """Do what `_add_rows` does, in two limbs."""
-    for i in range(n_rows):
-        code = np.int64(codes[first_code + i])
-        counts[first_score + code] += 1
-        weight = weights[first_weight + i] if weighted else 1.0
-        term = np.rint(weight * weight_scale)
-        _add_limbs(term, weight_sums, weight_sums_low, first_score + code)
-        for j in range(dim):
-            term = np.float64(values[row + i * dim + j]) * weight * column_scales[column + j]
-            _add_limbs(np.rint(term), sums, sums_low, first_word + code * dim + j)
-
-
-@inlined
-def _find_codes(
+def find_codes(
     values: Any,
     row: Any,
     n_rows: Any,
@@ -422,90 +267,3 @@ def _find_codes(
         for lane in range(lanes):
             codes[first_code + start + lane] = lane_codes[lane]
     return rechecked
-
-
-@inlined
-def _measure(
-    values: Any,
-    row: Any,
-    n_rows: Any,
-    dim: Any,
-    words: Any,
-    first_word: Any,
-    codes: Any,
-    first_code: Any,
-    distances: Any,  # OUT float64, at first_code
-) -> None:
-    """Write the exact distance of each row to the codeword of its code."""
-    for i in range(n_rows):
-        word = first_word + np.int64(codes[first_code + i]) * dim
-        distances[first_code + i] = exact_distance(values, row + i * dim, words, word, dim)
-
-
-@compiled
-def run_tiles(
-    counter: Any,  # INOUT int64 (1): tiles handed out so far, shared by all threads
-    tiles: Any,  # IN  int64 (n_tiles, TILE_COLUMNS)
-    slots: Any,  # IN  int64 (n_slots, SLOT_FIELDS)
-    factors: Any,  # IN  float32 (n_slots, 2): scale of the filter, A
-    values: Any,  # IN  float32, flat
-    weights: Any,  # IN  float64
-    panels: Any,  # IN  float32, flat
-    scores: Any,  # IN  float32
-    centres: Any,  # IN  float32
-    words: Any,  # IN  float32, flat: the codewords themselves
-    column_scales: Any,  # IN  float64: 2^s_j
-    weight_scales: Any,  # IN  float64 (n_slots): 2^t
-    given: Any,  # codes are given, not sought
-    codes: Any,  # OUT uint32 (IN where given)
-    distances: Any,  # OUT float64; empty when not asked for
-    accumulate: Any,
-    sums: Any,  # INOUT int64, flat as words; this thread's own, as all that follows
-    sums_low: Any,  # INOUT int64, flat as words: low limbs of wide slots
-    weight_sums: Any,  # INOUT int64, flat as scores
-    weight_sums_low: Any,  # INOUT int64, flat as scores
-    counts: Any,  # INOUT int64, flat as scores
-    rechecked: Any,  # INOUT int64 (n_slots): rows the filter did not prove
-    block: Any,  # scratch float32 (max dim * ROW_LANES)
-    lane_codes: Any,  # scratch int32 (ROW_LANES)
-    leads: Any,  # scratch float32 (2 * ROW_LANES)
-) -> None:
-    """Take tiles until none is left: find codes, then distances and sums as asked."""
-    while True:
-        tile = take_next(counter)
-        if tile >= len(tiles):
-            return
-        slot = tiles[tile, TILE_SLOT]
-        n_rows = tiles[tile, TILE_ROWS]
-        first_value = tiles[tile, TILE_VALUES]
-        first_weight = tiles[tile, TILE_WEIGHTS]
-        first_code = tiles[tile, TILE_CODES]
-        dim = slots[slot, SLOT_DIM]
-        n_codewords = slots[slot, SLOT_CODEWORDS]
-        panel = slots[slot, SLOT_PANEL]
-        first_score = slots[slot, SLOT_SCORES]
-        first_word = slots[slot, SLOT_WORDS]
-        column = slots[slot, SLOT_COLUMNS]
-        wide = slots[slot, SLOT_WIDE]
-        if not given:
-            rechecked[slot] += _find_codes(
-                values, first_value, n_rows, dim, factors[slot, 0], factors[slot, 1], centres, column,
-                panels, panel, scores, first_score, words, first_word, n_codewords,
-                codes, first_code, block, lane_codes, leads,
-            )  # fmt: skip
-        if len(distances):
-            _measure(
-                values, first_value, n_rows, dim, words, first_word, codes, first_code, distances
-            )  # fmt: skip
-        if accumulate and not wide:
-            _add_rows(
-                values, first_value, n_rows, dim, first_weight >= 0, weights, first_weight,
-                column_scales, column, weight_scales[slot], codes, first_code, first_word, first_score,
-                sums, weight_sums, counts,
-            )  # fmt: skip
-        elif accumulate:
-            _add_rows_wide(
-                values, first_value, n_rows, dim, first_weight >= 0, weights, first_weight,
-                column_scales, column, weight_scales[slot], codes, first_code, first_word, first_score,
-                sums, sums_low, weight_sums, weight_sums_low, counts,
-            )  # fmt: skip
