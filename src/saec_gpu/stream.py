@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,6 +84,17 @@ class ResidencySet:
     resident: bool
     read_rows: int
 
+    def bytes_held(self, threads: int) -> int:
+        """Return the bytes that clustering the set takes at most."""
+        working = sum(work.working_bytes(threads) for work in self.fields)
+        reads = max(min(self.read_rows, work.n_rows) * work.piece_row_bytes for work in self.fields)
+        return working + READS_HELD * reads + (self.rows_held() if self.resident else 0)
+
+    def rows_held(self) -> int:
+        """Return the bytes of all rows; if any field is weighted, each row has a weight."""
+        weighted = any(work.weighted for work in self.fields)
+        return sum(replace(work, weighted=weighted).row_bytes * work.n_rows for work in self.fields)
+
 
 def plan_sets(
     fields: Iterable[FieldWork], *, memory: int, threads: int, chunk_rows: int | None
@@ -106,40 +117,38 @@ def plan_sets(
     """
     sets: list[ResidencySet] = []
     together: list[FieldWork] = []
-    left = memory
 
-    def close() -> None:
-        nonlocal left
-        if together:
-            rows_of = chunk_rows or min(_read_rows(work, memory) for work in together)
-            sets.append(ResidencySet(tuple(together), True, rows_of))
-            together.clear()
-        left = memory
+    def resident(works: list[FieldWork]) -> ResidencySet:
+        read_rows = chunk_rows or min(_read_rows(work, memory) for work in works)
+        return ResidencySet(tuple(works), True, read_rows)
 
     for work in fields:
-        rows_of = min(chunk_rows or _read_rows(work, memory), work.n_rows)
-        reading = READS_HELD * rows_of * work.piece_row_bytes
-        needed = work.resident_bytes(threads)
-        if needed + reading <= memory:
-            if needed + reading > left:
-                close()
+        if resident([*together, work]).bytes_held(threads) <= memory:
             together.append(work)
-            left -= needed
             continue
-        close()
-        least = work.streamed_bytes(threads)
-        if least > memory:
-            raise ParamError(
-                f'memory of {memory} bytes was given, but field "{work.name}" with '
-                f"{work.n_codewords} codewords of dim {work.dim} needs {least} beside its rows; "
-                "give more memory, fewer codewords or fewer threads"
-            )
-        if chunk_rows is None:
-            room = (memory - work.working_bytes(threads)) // (READS_HELD * work.piece_row_bytes)
-            rows_of = min(rows_of, max(LEAST_READ_ROWS, room))
-        sets.append(ResidencySet((work,), False, rows_of))
-    close()
+        if together:
+            sets.append(resident(together))
+            together = []
+        if resident([work]).bytes_held(threads) <= memory:
+            together = [work]
+        else:
+            sets.append(_streamed(work, memory, threads, chunk_rows))
+    if together:
+        sets.append(resident(together))
     return tuple(sets)
+
+
+def _streamed(work: FieldWork, memory: int, threads: int, chunk_rows: int | None) -> ResidencySet:
+    """Return the set of a field that is read anew in each pass."""
+    least = work.streamed_bytes(threads)
+    if least > memory:
+        raise ParamError(
+            f'memory of {memory} bytes was given, but field "{work.name}" with '
+            f"{work.n_codewords} codewords of dim {work.dim} needs {least} beside its rows; "
+            "give more memory, fewer codewords or fewer threads"
+        )
+    room = (memory - work.working_bytes(threads)) // (READS_HELD * work.piece_row_bytes)
+    return ResidencySet((work,), False, chunk_rows or min(_read_rows(work, memory), room))
 
 
 def _read_rows(work: FieldWork, memory: int) -> int:
