@@ -90,14 +90,14 @@ def copied(chunk: Chunk) -> list[tuple[str, int, list[list[float]], list[float] 
 
 
 def planned_bytes(planned: ResidencySet, threads: int) -> int:
-    """What a set takes by the plan's own account: its fields, and the reads of one at a time."""
-    reading = max(
-        READS_HELD * min(planned.read_rows, work.n_rows) * work.piece_row_bytes
-        for work in planned.fields
-    )
+    """What a set takes: working memory of all, the largest reads, and values, weights, codes."""
+    working = sum(work.working_bytes(threads) for work in planned.fields)
+    reads = [min(planned.read_rows, w.n_rows) * w.piece_row_bytes for w in planned.fields]
+    rows = 0
     if planned.resident:
-        return reading + sum(work.resident_bytes(threads) for work in planned.fields)
-    return reading + planned.fields[0].working_bytes(threads)
+        weight = 8 * any(work.weighted for work in planned.fields)  # one buffer for all fields
+        rows = sum(work.n_rows * (4 * work.dim + weight + 4) for work in planned.fields)
+    return working + READS_HELD * max(reads) + rows
 
 
 def test_fields_that_fit_are_one_set() -> None:
@@ -200,7 +200,7 @@ def test_too_little_memory_names_what_is_needed() -> None:
         plan_sets([work], memory=needed - 1, threads=4, chunk_rows=None)
     (planned,) = plan_sets([work], memory=needed, threads=4, chunk_rows=None)
     assert not planned.resident
-    assert planned.read_rows >= 1
+    assert planned_bytes(planned, 4) <= needed
 
 
 SIZES = [2**31 - 1, 2**31, 2**31 + 1, 2**32 + 1, 2**40 + 3]

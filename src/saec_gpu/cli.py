@@ -2,193 +2,182 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import typer
+from typer.core import TyperCommand
 
 from saec_gpu import console
-from saec_gpu.errors import ParamError, SaecError
+from saec_gpu.errors import MissingExtraError, ParamError, SaecError
+from saec_gpu.version import __version__
 
-EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+if TYPE_CHECKING:
+    from saec_gpu.artifact import Artifact
+    from saec_gpu.verification import Verification
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
+EXIT_PIPE_CLOSED = 128 + 13  # and SIGPIPE
+LOOKUP_BLOCK_ROWS = 4096
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # plain help: examples stay on their lines, and it starts faster
     pretty_exceptions_enable=False,
-    help="Compress embedding tables: a codebook per field and a code per row, the same bits everywhere.",
-    epilog="Exit status: 0 done, 1 an error in words, 2 wrong usage, 130 interrupted.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=(
+        "\b\n"
+        "Exit status:\n"
+        "  0    done\n"
+        "  1    an error in words, or something is not as it should be\n"
+        "  2    wrong usage\n"
+        "  130  interrupted; with --checkpoint the same command continues\n"
+        "\n\n"
+        "\b\n"
+        "With --json, standard output is one JSON document: the result, or\n"
+        '{"error": {"type": ..., "message": ...}} with status 1 or 130.'
+    ),
 )
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _Command(TyperCommand):
+    """A command that ends in words and an exit status, whatever stops it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        as_json = ctx.params.get("as_json", False)
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()  # here, where a closed pipe can be caught
+        except BrokenPipeError:
+            # Who reads has enough, as `head`. What is still to be flushed must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_PIPE_CLOSED) from None
+        except KeyboardInterrupt:
+            message = "interrupted"
+            if ctx.params.get("checkpoint") is not None:
+                message += f'; the same command continues from "{ctx.params["checkpoint"]}"'
+            elif "checkpoint" in ctx.params:
+                message += "; with --checkpoint FOLDER the same command would continue"
+            _fail("Interrupted", message, EXIT_INTERRUPTED, as_json=as_json)
+        except SaecError as err:
+            _fail(type(err).__name__, str(err), EXIT_ERROR, as_json=as_json)
+        except OSError as err:
+            message = err.strerror or str(err)
+            message += "" if err.filename is None else f': "{err.filename}"'
+            _fail("OSError", message, EXIT_ERROR, as_json=as_json)
+        except MemoryError as err:
+            message = f"the memory is not enough ({err or 'MemoryError'})"
+            _fail("MemoryError", message, EXIT_ERROR, as_json=as_json)
+
+
+def _fail(kind: str, message: str, status: int, *, as_json: bool) -> NoReturn:
+    if as_json:
+        console.print_json({"error": {"type": kind, "message": message}})
+        sys.stdout.flush()
+    else:
+        console.complain(f"saec: {message}")
+    raise typer.Exit(status)
+
+
+def _command(*examples: str, **settings: Any) -> Callable[[Function], Function]:
+    """Return a decorator that makes a function a command; its help ends with the examples."""
+    lines = "".join(f"\n  saec {example}" for example in examples)
+    return app.command(
+        cls=_Command, epilog=f"\b\nExamples:{lines}", context_settings=settings or None
+    )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"saec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _saec(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Compress embedding tables: a codebook per field and a code per row, the same bits everywhere.
+
+    Begin with `saec demo`; `saec COMMAND --help` shows examples.
+    """
+
 
 Source = Annotated[
     str,
     typer.Argument(
-        help="Tables: .safetensors (also sharded), .npy, .npz, .fbin, .pt, .parquet, or a folder of one "
-        "file a field."
+        metavar="SOURCE",
+        help="Tables: .safetensors (also sharded), .npy, .npz, .fbin, .f16bin, .pt, .parquet, or a "
+        "folder of .npy, .safetensors or .parquet.",
     ),
 ]
+Artifact_ = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Artifact, a folder *.saec.")]
 Weights = Annotated[
     str | None,
-    typer.Option(help="How often each row is looked up: the same formats, one vector a field."),
+    typer.Option(
+        metavar="SOURCE",
+        help="How often each row is looked up: the same formats, one vector a field.",
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
-Backend = Annotated[Literal["auto", "cpu"], typer.Option(help="Where to compute.")]
-Threads = Annotated[int | None, typer.Option(help="Cores to use; all if not given.")]
-Memory = Annotated[
-    str | None,
-    typer.Option(help="Most memory for rows and work, such as 500MB or 2GB; half of what is free."),
-]
-ChunkRows = Annotated[int | None, typer.Option(help="Rows of one read; chosen if not given.")]
 Fields = Annotated[
-    list[str] | None, typer.Option(help="Take only fields that match, such as 'embedding.*'.")
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN", help="Take the fields that match, such as 'embedding.*' (repeatable)."
+    ),
 ]
 Codewords = Annotated[
     list[str] | None,
     typer.Option(
-        help="Codewords per field: 256, or a fraction of the rows such as 0.01, or FIELD=256 to set "
-        "one field (repeat the option)."
+        metavar="[FIELD=]NUMBER",
+        help="Codewords per field: 256, or a fraction of the rows such as 0.01, which is the "
+        "default; with FIELD= for one field (repeatable).",
     ),
 ]
 Ratio = Annotated[
     float | None,
-    typer.Option(help="How many times smaller, counted bytes; instead of --codewords."),
+    typer.Option(help="Instead of --codewords: how many times smaller, counted bytes."),
 ]
+Backend = Annotated[Literal["auto", "cpu"], typer.Option(help="Where to compute.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Cores to use; all if not given.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Most memory for rows and work, such as 500MB or 2GiB; half of what is free if not "
+        "given. Larger tables are read again in each pass.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
 
-@app.command()
-def compress(
-    source: Source,
-    out: Annotated[Path, typer.Option(help="Artifact to write, customarily NAME.saec.")],
-    weights: Weights = None,
-    ratio: Ratio = None,
-    codewords: Codewords = None,
-    seed: Annotated[int, typer.Option(help="Keys every random draw.")] = 0,
-    max_iter: Annotated[int, typer.Option(help="Most passes of the fit.")] = 25,
-    tol: Annotated[float, typer.Option(help="Stop a field when its codewords move less.")] = 1e-4,
-    backend: Backend = "auto",
-    chunk_rows: ChunkRows = None,
-    memory: Memory = None,
-    threads: Threads = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder from which the same command continues after a kill.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an artifact at --out.")] = False,
-    fields: Fields = None,
-    as_json: Json = False,
-) -> None:
-    """Compress the embedding tables of SOURCE into an artifact.
-
-    `saec compress model.safetensors --weights counts.safetensors --ratio 27.7 --out model.saec`
-    """
-    from saec_gpu.compression import compress as run
-    from saec_gpu.sources import open_tables
-
-    tables = open_tables(source, fields=fields)
-    begun = time.perf_counter()
-    with console.ProgressDisplay(quiet=as_json) as progress:
-        artifact = run(
-            tables, weights=weights, codewords=_codewords(codewords, tables.fields), ratio=ratio,
-            out=out, backend=backend, seed=seed, max_iter=max_iter, tol=tol, chunk_rows=chunk_rows,
-            memory=memory, threads=threads, checkpoint=checkpoint, overwrite=overwrite,
-            progress=progress,
-        )  # fmt: skip
-    if as_json:
-        console.print_json(_summary(artifact))
-    else:
-        _print_artifact(artifact, time.perf_counter() - begun)
-
-
-def _codewords(options: list[str] | None, fields: Any) -> Any:
-    """Return what --codewords says: a number, a fraction, or one of both for each field."""
-    default: int | float | None = None
-    by_field: dict[str, int | float] = {}
-    for text in options or []:
-        name, equals, number = text.rpartition("=")
-        try:
-            value: int | float = int(number) if number.isdigit() else float(number)
-        except ValueError as err:
-            raise ParamError(
-                f"--codewords {text} was given; give a whole number, a fraction or FIELD=number"
-            ) from err
-        if not equals:
-            default = value
-        elif name in fields:
-            by_field[name] = value
-        else:
-            raise ParamError(
-                f'--codewords {text}: no field "{name}"; the fields are {list(fields)}'
-            )
-    if not by_field:
-        return default
-    if default is None and len(by_field) < len(fields):
-        raise ParamError(
-            "--codewords names some fields only; add --codewords NUMBER for the others"
-        )
-    return {name: by_field.get(name, default) for name in fields}
-
-
-def _summary(artifact: Any) -> dict[str, Any]:
-    return {
-        "artifact": str(artifact.path),
-        "fields": len(artifact),
-        "table_bytes": artifact.table_bytes,
-        "counted_bytes": artifact.counted_bytes,
-        "disk_bytes": artifact.disk_bytes,
-        "ratio": artifact.ratio,
-        "run": artifact.run,
-    }
-
-
-def _print_artifact(artifact: Any, seconds: float) -> None:
-    rows = []
-    for entry in artifact.manifest["fields"]:
-        one = entry["name"]
-        field = artifact[one]
-        after = entry["codebook_bytes"] + entry["code_bytes"]
-        rows.append(
-            (
-                one,
-                f"{field.n_rows:,}",
-                field.dim,
-                f"{field.n_codewords:,}",
-                "whole" if field.encoding == "identity" else f"{entry['bits']} bits",
-                entry.get("iterations", 0),
-                console.human_bytes(entry["table_bytes"]),
-                console.human_bytes(after),
-                f"{entry.get('sse', 0.0):.4g}",
-            )  # fmt: skip
-        )
-    columns = ("field", "rows", "dim", "codewords", "codes", "passes", "before", "after", "error")
-    console.print_table(str(artifact.path), columns, rows)
-    shares = artifact.run.get("rechecked_share", {}).values()
-    rechecked = (
-        f"{100 * max(shares):.3g} % of rows rechecked at most" if shares else "nothing to recheck"
-    )
-    console.out.print(
-        f"{console.human_bytes(artifact.table_bytes)} → {console.human_bytes(artifact.counted_bytes)} "
-        f"({artifact.ratio:.2f}× smaller; {console.human_bytes(artifact.disk_bytes)} on disk) in "
-        f"{seconds:.1f} s on {artifact.run.get('backend', 'cpu')}, {rechecked}",
-        highlight=False,
-    )
-
-
-@app.command()
+@_command("demo", "demo --rows 2000000 --ratio 40 --out demo.saec")
 def demo(
-    rows: Annotated[int, typer.Option(help="Rows of all fields together.")] = 200_000,
-    ratio: Annotated[float, typer.Option(help="How many times smaller.")] = 27.7,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of all 26 fields together.")] = 200_000,
+    ratio: Annotated[float, typer.Option(help="How many times smaller, counted bytes.")] = 27.7,
     out: Annotated[Path | None, typer.Option(help="Keep the artifact here.")] = None,
     backend: Backend = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Make tables with Zipf frequencies, compress them, verify the result. Needs no input, no GPU."""
+    """Make tables with Zipf frequencies, compress them, verify the result.
+
+    Needs no input and no GPU. The first run also compiles the kernels, once a machine.
+    """
     from saec_gpu.compression import compress as run
     from saec_gpu.synthetic import recommender_tables
     from saec_gpu.verification import verify as check
@@ -203,193 +192,501 @@ def demo(
                 progress=progress,
             )  # fmt: skip
             seconds = time.perf_counter() - begun
-            verification = check(artifact, tables, weights=counts, progress=progress)
+        found = check(artifact, tables, weights=counts, backend=backend, threads=threads)
         if as_json:
             console.print_json(
-                {**_summary(artifact), "seconds": seconds, "verified": verification.ok}
+                {**_artifact_json(artifact), "seconds": seconds, "verified": found.ok}
             )
         else:
-            _print_artifact(artifact, seconds)
-            _print_verification(verification)
-            some = next(name for name in artifact.names if artifact[name].encoding == "planes")
-            console.out.print(
-                f'row 0 of field "{some}": {np.array2string(artifact[some].lookup([0])[0][:4], precision=3)} …',
-                highlight=False,
-            )
-    if not verification.ok:
-        raise typer.Exit(EXIT_ERROR)
+            _print_artifact(artifact)
+            _print_sizes(artifact, seconds)
+            _print_verification(found)
+            if out is not None:
+                print(f"kept in {out}")
+    _exit_unless(found.ok)
 
 
-@app.command()
-def inspect(
+@_command(
+    "compress model.safetensors --ratio 27.7 --out model.saec",
+    "compress model.safetensors --weights counts.safetensors --codewords 0.01 --out model.saec",
+    "compress tables/ --codewords 256 --codewords item=4096 --out tables.saec",
+    "compress model.pt --fields 'embedding.*' --memory 8GB --checkpoint work/ --out model.saec",
+)
+def compress(
     source: Source,
+    out: Annotated[Path, typer.Option(help="Artifact to write, customarily NAME.saec.")],
     weights: Weights = None,
-    codewords: Codewords = None,
     ratio: Ratio = None,
-    threads: Threads = None,
+    codewords: Codewords = None,
     fields: Fields = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Folder from which the same command continues after a kill or Ctrl-C."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an artifact at --out, in one step.")
+    ] = False,
+    memory: Memory = None,
+    threads: Threads = None,
+    backend: Backend = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Keys every random draw.")] = 0,
+    max_iter: Annotated[int, typer.Option(min=1, help="Most passes of the fit.")] = 25,
+    tol: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Stop a field when its codewords moved by at most this share of the mean variance "
+            "of a column.",
+        ),
+    ] = 1e-4,
+    chunk_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows of one read; chosen if not given.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List fields, rows, dims, dtypes, bytes, weights, and what compressing them would take."""
+    """Compress the embedding tables of SOURCE into an artifact.
+
+    The same rows, weights, codewords, seed, passes and tolerance give the same bytes, whatever the
+    format, memory, threads and backend. An error, a kill or a full disk leaves what was at --out as
+    it was.
+    """
+    from saec_gpu.compression import compress as run
+    from saec_gpu.sources import open_tables
+
+    asked = _asked_codewords(codewords, ratio)
+    tables = open_tables(source, fields=fields)
+    begun = time.perf_counter()
+    with console.ProgressDisplay(quiet=as_json) as progress:
+        artifact = run(
+            tables, weights=weights, codewords=_by_field(asked, tables.fields), ratio=ratio,
+            out=out, backend=backend, seed=seed, max_iter=max_iter, tol=tol, chunk_rows=chunk_rows,
+            memory=memory, threads=threads, checkpoint=checkpoint, overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        console.print_json(_artifact_json(artifact))
+    else:
+        _print_artifact(artifact)
+        _print_sizes(artifact, time.perf_counter() - begun)
+
+
+def _asked_codewords(
+    options: Sequence[str] | None, ratio: float | None
+) -> dict[str | None, int | float]:
+    """Return the numbers of --codewords by field; that for all others stands under None."""
+    if options and ratio is not None:
+        raise typer.BadParameter(
+            "each decides the number of codewords; give one of the two",
+            param_hint=["--codewords", "--ratio"],
+        )
+    asked: dict[str | None, int | float] = {}
+    for text in options or []:
+        field, equals, number = text.rpartition("=")
+        try:
+            asked[field if equals else None] = int(number) if number.isdigit() else float(number)
+        except ValueError as err:
+            raise typer.BadParameter(
+                f"{text!r}: give a whole number, a fraction such as 0.01, or FIELD=number",
+                param_hint="--codewords",
+            ) from err
+    return asked
+
+
+def _by_field(asked: Mapping[str | None, int | float], fields: Iterable[str]) -> Any:
+    """Return what `compress` shall be given: a number for all fields, or one for each."""
+    names = list(fields)
+    unknown = [name for name in asked if name is not None and name not in names]
+    if unknown:
+        raise ParamError(
+            f'--codewords names the field "{unknown[0]}", but the fields are {", ".join(names)}'
+        )
+    default = asked.get(None)
+    if not asked or list(asked) == [None]:
+        return default
+    missing = [name for name in names if name not in asked]
+    if default is None and missing:
+        raise ParamError(
+            f"--codewords names some fields, but not {', '.join(missing)}; name them too, or add "
+            "--codewords NUMBER for all others"
+        )
+    return {name: asked.get(name, default) for name in names}
+
+
+def _artifact_json(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "artifact": str(artifact.path),
+        "table_bytes": artifact.table_bytes,
+        "counted_bytes": artifact.counted_bytes,
+        "disk_bytes": artifact.disk_bytes,
+        "ratio": artifact.ratio,
+        "fields": artifact.manifest["fields"],
+        "run": artifact.run,
+    }
+
+
+def _print_artifact(artifact: Artifact) -> None:
+    columns = ("field", "rows", "dim", "codewords", "bits", "passes", "before", "after", "error")
+    rows = []
+    for entry in artifact.manifest["fields"]:
+        whole = entry["encoding"] == "identity"
+        rows.append(
+            (
+                entry["name"],
+                console.human_number(entry["rows"]),
+                entry["dim"],
+                "whole" if whole else console.human_number(entry["codewords"]),
+                "" if whole else entry["bits"],
+                entry.get("iterations", ""),
+                console.human_bytes(entry["table_bytes"]),
+                console.human_bytes(entry["codebook_bytes"] + entry["code_bytes"]),
+                console.human_number(entry.get("sse", 0.0)),
+            )
+        )
+    console.print_table(columns, rows)
+
+
+def _print_sizes(artifact: Artifact, seconds: float | None = None) -> None:
+    error = sum(entry.get("sse", 0.0) for entry in artifact.manifest["fields"])
+    print(
+        f"{console.human_bytes(artifact.table_bytes)} → "
+        f"{console.human_bytes(artifact.counted_bytes)}, {artifact.ratio:.2f} times smaller "
+        f"({console.human_bytes(artifact.disk_bytes)} on disk); sum of squared distances "
+        f"{console.human_number(error)}"
+    )
+    if seconds is not None:
+        run = artifact.run
+        shares = run["rechecked_share"].values()
+        rechecked = f"; {max(shares):.2%} of a field's rows rechecked at most" if shares else ""
+        print(
+            f"{seconds:.1f} s on {run['backend']} with {console.counted(run['threads'], 'thread')}{rechecked}"
+        )
+
+
+@_command(
+    "inspect model.safetensors",
+    "inspect model.safetensors --weights counts.safetensors --ratio 27.7",
+    "inspect model.saec",
+)
+def inspect(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Tables as for `saec compress`, or an artifact.")
+    ],
+    weights: Weights = None,
+    ratio: Ratio = None,
+    codewords: Codewords = None,
+    fields: Fields = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """List what SOURCE holds, and what compressing it would take.
+
+    Fields with rows, dims and bytes; with --weights also how the lookups are spread; bytes and
+    memory for the codewords asked. Reads no rows. Of an artifact: fields, sizes and errors.
+    """
     from saec_gpu.backends import open_backend
     from saec_gpu.compression import asked_codewords
-    from saec_gpu.inspection import as_json as field_json
-    from saec_gpu.inspection import inspect_fields
+    from saec_gpu.inspection import as_json as inspection_json
+    from saec_gpu.inspection import inspect_tables
     from saec_gpu.sources import open_tables, open_weights
 
+    if (Path(source) / "manifest.json").exists():
+        if weights or ratio or codewords or fields:
+            raise typer.BadParameter("an artifact is shown as it is; these options are for tables")
+        _inspect_artifact(source, as_json=as_json)
+        return
+    asked = _asked_codewords(codewords, ratio)
     tables = open_tables(source, fields=fields)
     vectors = None if weights is None else open_weights(weights, tables)
-    asked = asked_codewords(tables.fields, _codewords(codewords, tables.fields), ratio)
-    found = inspect_fields(
-        tables, vectors, asked, threads=open_backend("cpu", threads=threads).threads
-    )
-    before = sum(one.table.nbytes for one in found)
-    after = sum(one.bytes_after for one in found)
-    resident = sum(one.memory_resident for one in found)
-    least = max(one.memory_streamed for one in found)
+    with console.ProgressDisplay(quiet=as_json):
+        numbers = asked_codewords(tables.fields, _by_field(asked, tables.fields), ratio)
+        cores = open_backend("cpu", threads=threads).threads
+        found = inspect_tables(tables, vectors, numbers, threads=cores)
     if as_json:
-        console.print_json(
-            {
-                "fields": [field_json(one) for one in found],
-                "skipped": dict(tables.skipped),
-                "bytes": before,
-                "bytes_after": after,
-                "memory_resident": resident,
-                "memory_least": least,
-            }
-        )
+        console.print_json({**inspection_json(found), "skipped": dict(tables.skipped)})
         return
     columns = ["field", "dtype", "rows", "dim", "bytes", "codewords", "after"]
     if vectors is not None:
-        columns += ["lookups", "most for a row", "never", "rows with half"]
+        columns += ["lookups", "most for a row", "rows with half", "rows never seen"]
     lines = []
-    for one in found:
+    for one in found.fields:
         line = [
-            one.table.name, one.table.dtype, f"{one.table.n_rows:,}", one.table.dim,
-            console.human_bytes(one.table.nbytes), f"{one.codewords:,}",
+            one.table.name, one.table.dtype, console.human_number(one.table.n_rows), one.table.dim,
+            console.human_bytes(one.table.nbytes), console.human_number(one.codewords),
             console.human_bytes(one.bytes_after),
         ]  # fmt: skip
         if vectors is not None:
             w = one.weights
-            line += ["–"] * 4 if w is None else [
-                f"{w.total:,.6g}", f"{w.largest:,.6g}", f"{w.unseen:,}", f"{w.head_rows:,}",
-            ]  # fmt: skip
+            about = () if w is None else (w.total, w.largest, w.head_rows, w.unseen)
+            line += [console.human_number(number) for number in about] or ["–"] * 4
         lines.append(line)
-    console.print_table(source, columns, lines, left=2)
+    console.print_table(columns, lines, left=2)
     for name, why in tables.skipped.items():
-        console.out.print(f"not a table: {name}: {why}", highlight=False)
-    console.out.print(
-        f"{console.human_bytes(before)} → {console.human_bytes(after)} at most "
-        f"({before / after:.1f}×). Memory: {console.human_bytes(resident)} to read each row once, "
-        f"{console.human_bytes(least)} at least",
-        highlight=False,
+        print(f"no table: {name} {why}")
+    print(
+        f"{console.human_bytes(found.bytes_before)} → {console.human_bytes(found.bytes_after)} at "
+        f"most, {found.bytes_before / found.bytes_after:.2f} times smaller"
+    )
+    print(
+        f"memory: {console.human_bytes(found.memory_once)} to read every row once, "
+        f"{console.human_bytes(found.memory_least)} at least"
     )
 
 
-@app.command()
+def _inspect_artifact(path: str, *, as_json: bool) -> None:
+    from saec_gpu.artifact import load
+
+    artifact = load(path)
+    if as_json:
+        console.print_json(_artifact_json(artifact))
+    else:
+        _print_artifact(artifact)
+        _print_sizes(artifact)
+
+
+@_command(
+    "verify model.saec",
+    "verify model.saec model.safetensors",
+    "verify model.saec model.safetensors --weights counts.safetensors",
+)
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="Artifact to check.")],
+    artifact: Artifact_,
     source: Annotated[
         str | None,
-        typer.Argument(help="The tables it was made from; without, only its files are checked."),
+        typer.Argument(metavar="SOURCE", help="The tables it was made from."),
     ] = None,
     weights: Weights = None,
-    backend: Backend = "auto",
-    threads: Threads = None,
     memory: Memory = None,
+    threads: Threads = None,
+    backend: Backend = "auto",
     as_json: Json = False,
 ) -> None:
-    """Check an artifact's files, then every code and every error against the tables."""
+    """Check an artifact's files, and every code and every error against its tables.
+
+    Without SOURCE the SHA-256 of the files alone; without --weights not the weighted errors. The
+    exit status is 1 where anything differs, be it by a bit.
+    """
     from saec_gpu.artifact import load
     from saec_gpu.verification import verify as check
 
+    if source is None and weights is not None:
+        raise typer.BadParameter("weights are checked with the tables; give SOURCE too")
     loaded = load(artifact)
     if source is None:
-        if weights is not None:
-            raise ParamError(
-                "--weights was given without SOURCE; weights are checked with the tables"
-            )
         loaded.check_files()
         if as_json:
-            console.print_json({"ok": True, "files": "unaltered"})
+            console.print_json({"ok": True, "problems": [], "fields": []})
         else:
-            console.out.print(
-                f"{artifact}: all files are unaltered (give the tables to check codes and errors)",
-                highlight=False,
-            )
+            print(f"{artifact}: no file was altered (give its tables to check codes and errors)")
         return
-    with console.ProgressDisplay(quiet=as_json) as progress:
+    with console.ProgressDisplay(quiet=as_json, stages=console.VERIFY_STAGES) as progress:
         found = check(
             loaded, source, weights=weights, backend=backend, threads=threads, memory=memory,
             progress=progress,
         )  # fmt: skip
     if as_json:
-        console.print_json(
-            {"ok": found.ok, "problems": found.problems, "fields": [vars(f) for f in found.fields]}
-        )
+        fields = [{**vars(field), "ok": field.ok} for field in found.fields]
+        console.print_json({"ok": found.ok, "problems": found.problems, "fields": fields})
     else:
         _print_verification(found)
-    if not found.ok:
+    _exit_unless(found.ok)
+
+
+def _print_verification(found: Verification) -> None:
+    for problem in found.problems:
+        console.complain(problem)
+    if found.ok:
+        weighted = any(field.weighted_sse is not None for field in found.fields)
+        print(
+            f"verified: {console.counted(len(found.fields), 'field')}, every code and every "
+            f"{'error, weighted too,' if weighted else 'error'} to the last bit"
+        )
+
+
+def _exit_unless(ok: bool) -> None:
+    if not ok:
         raise typer.Exit(EXIT_ERROR)
 
 
-def _print_verification(found: Any) -> None:
-    for problem in found.problems:
-        console.err.print(problem, highlight=False)
-    if found.ok:
-        total = sum(field.sse for field in found.fields)
-        console.out.print(
-            f"verified: {len(found.fields)} fields, every code and every error as stored "
-            f"(sum of squared distances {total:.6g})",
-            highlight=False,
-        )
-
-
-@app.command()
+@_command(
+    "lookup model.saec item 0 17 100:110",
+    "lookup model.saec item 0:1000000 --out vectors.npy",
+    ignore_unknown_options=True,  # so that -1 is a row, and an error that says so
+)
 def lookup(
-    artifact: Annotated[Path, typer.Argument(help="Artifact to read.")],
-    field: Annotated[str, typer.Argument(help="Name of a field.")],
-    rows: Annotated[list[str], typer.Argument(help="Row numbers or ranges: 3 17 100:110")],
-    out: Annotated[Path | None, typer.Option(help="Write the vectors to this .npy file.")] = None,
+    artifact: Artifact_,
+    field: Annotated[str, typer.Argument(metavar="FIELD", help="Name of a field.")],
+    rows: Annotated[
+        list[str],
+        typer.Argument(metavar="ROWS", help="Row numbers from 0, or ranges such as 100:110."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the vectors to this .npy file instead.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the vectors that stand for rows of a field."""
+    """Print the vectors that stand for rows of a field, with the codes of the rows."""
     from saec_gpu.artifact import load
 
-    loaded = load(artifact)
-    if field not in loaded.names:
-        raise ParamError(f'no field "{field}" in {artifact}; the fields are {list(loaded.names)}')
-    numbers = _row_numbers(rows)
-    vectors = loaded[field].lookup(numbers)
-    codes = loaded[field].codes_of(numbers)
+    ranges = [_row_range(text) for text in rows]
+    found = load(artifact)[field]
+    found.codes_of([end for one in ranges for end in (one.start, one.stop - 1)])  # all are there
+    numbers = np.concatenate([np.arange(one.start, one.stop) for one in ranges])
     if out is not None:
-        np.save(out, vectors)
-    elif as_json:
-        console.print_json(
-            {"field": field, "rows": numbers, "codes": codes.tolist(), "vectors": vectors.tolist()}
+        with out.open("wb") as file:
+            np.save(file, found.lookup(numbers))
+        if not as_json:
+            print(f"{len(numbers):,} vectors of dim {found.dim} are in {out}")
+            return
+    if as_json:
+        result = {
+            "field": field,
+            "rows": numbers.tolist(),
+            "codes": found.codes_of(numbers).tolist(),
+        }
+        kept = {"vectors": found.lookup(numbers).tolist()} if out is None else {"out": str(out)}
+        console.print_json(result | kept)
+        return
+    for first in range(0, len(numbers), LOOKUP_BLOCK_ROWS):
+        block = numbers[first : first + LOOKUP_BLOCK_ROWS]
+        for number, code, vector in zip(
+            block, found.codes_of(block), found.lookup(block), strict=True
+        ):
+            # The shortest text that is this float32 and no other.
+            print(f"row {number} code {code}: {' '.join(map(str, vector))}")
+
+
+def _row_range(text: str) -> range:
+    first, colon, last = text.partition(":")
+    try:
+        found = range(int(first), int(last) if colon else int(first) + 1)
+    except ValueError:
+        found = range(0)
+    if not found:
+        hint = "an option unknown here" if text.startswith("-") else "no row number"
+        raise typer.BadParameter(
+            f"{text!r} is {hint}; give rows as 17, or as 100:110 without the last",
+            param_hint="ROWS",
         )
-    else:
-        for number, code, vector in zip(numbers, codes, vectors, strict=True):
-            text = " ".join(f"{x:.6g}" for x in vector)
-            print(f"row {number} code {code}: {text}")
+    return found
 
 
-def _row_numbers(texts: list[str]) -> list[int]:
-    numbers: list[int] = []
-    for text in texts:
-        first, colon, last = text.partition(":")
+@_command(
+    "bench --list",
+    "bench --case plain --size 0.1",
+    "bench --case fields26-d16 --peers faiss,sklearn --threads 8 --append records.jsonl",
+)
+def bench(
+    case: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Case to run (repeatable); the first of --list if none."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the cases and stop.")] = False,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Libraries to run beside, such as faiss,sklearn,fastkmeans; those installed if "
+            "not given, saec for none.",
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Cores of each contestant.")] = 1,
+    iterations: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = 5,
+    size: Annotated[float, typer.Option(help="Share of the case's rows, in (0, 1].")] = 1.0,
+    weighted: Annotated[
+        bool, typer.Option(help="Rows weigh as often as they are looked up.")
+    ] = False,
+    append: Annotated[
+        Path | None, typer.Option(help="File of JSON lines that the records are added to.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time k-means beside other libraries, on the same rows from the same codewords.
+
+    Each result is checked before it is timed. One thread is compared by CPU time, several by wall
+    time; contestants take turns, so only times of one table compare.
+    """
+    from saec_gpu.bench.cases import cases, find_case
+    from saec_gpu.bench.records import append_record
+    from saec_gpu.bench.run import run_case
+
+    if show:
+        if as_json:
+            console.print_json([{"name": name, "line": line} for name, line in cases()])
+        else:
+            console.print_table(("case", "what"), cases(), left=2)
+        return
+    asked = [find_case(name) for name in case or [cases()[0][0]]]
+    beside = _installed_peers() if peers is None else [name for name in peers.split(",") if name]
+    records = []
+    for one in asked:
+        record = run_case(
+            one, peers=beside, iterations=iterations, repeats=repeats, threads=threads,
+            weighted=weighted, size=size, progress=None if as_json else console.note,
+        )  # fmt: skip
+        records.append(record)
+        if append is not None:
+            append_record(append, record)
+        if not as_json:
+            _print_record(record)
+    if as_json:
+        console.print_json(records)
+
+
+def _installed_peers() -> list[str]:
+    from saec_gpu.bench.peers import PEERS, find_contestant
+
+    found = []
+    for name in PEERS:
         try:
-            numbers.extend(range(int(first), int(last)) if colon else [int(first)])
-        except ValueError as err:
-            raise ParamError(
-                f"row {text!r} was given; give numbers or ranges such as 100:110"
-            ) from err
-    return numbers
+            find_contestant(name)
+        except MissingExtraError as err:
+            console.note(f"without {name}: {err}")
+        else:
+            found.append(name)
+    return found
 
 
-@app.command()
+def _print_record(record: Mapping[str, Any]) -> None:
+    clock = record["compared_by"].removesuffix("_seconds")
+
+    def text(value: float | None, style: str) -> str:
+        return "–" if value is None else format(value, style)
+
+    rows = []
+    for name, entry in record["contestants"].items():
+        seconds = (entry["seconds"] or {}).get(clock)
+        share = entry["check"]
+        rows.append(
+            (
+                name,
+                "wrong, not timed" if seconds is None else f"{seconds['p50']:.3f}",
+                "–" if seconds is None else f"{seconds['p20']:.3f}–{seconds['p80']:.3f}",
+                text(entry["gflops"], ".1f"),
+                text(entry["share_of_fma_peak"], ".1%"),
+                text(entry["speed_relative_to_faiss"], ".2f"),
+                text(entry["rechecked_share"], ".3%"),
+                text(share["inertia"], ".7g"),
+            )
+        )
+    print(
+        f"{record['case']}: {record['n_rows']:,} rows of {record['dim']} in "
+        f"{console.counted(record['n_fields'], 'field')}, {record['n_codewords']:,} codewords, "
+        f"{console.counted(record['iterations'], 'pass')}, "
+        f"{console.counted(record['threads'], 'thread')}{', weighted' * record['weighted']}"
+    )
+    columns = (
+        "contestant", f"{clock} s", "20–80 %", "GFLOP/s", "of FMA peak", "× faiss", "rechecked",
+        "inertia",
+    )  # fmt: skip
+    console.print_table(columns, rows)
+
+
+@_command("doctor", "doctor --warm")
 def doctor(
-    warm: Annotated[bool, typer.Option(help="Compile every kernel now.")] = False,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Compile every kernel now, so that no run waits for it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what this machine can run, and what to install where it cannot."""
@@ -400,27 +697,13 @@ def doctor(
         console.print_json([vars(finding) for finding in findings])
     else:
         rows = [(f.what, f.state if f.ok else f"NOT WELL: {f.state}", f.advice) for f in findings]
-        console.print_table("saec doctor", ("what", "state", "to do"), rows, left=3)
-    if not all(finding.ok for finding in findings):
-        raise typer.Exit(EXIT_ERROR)
+        console.print_table(("what", "how it is", "to do"), rows, left=3)
+    _exit_unless(all(finding.ok for finding in findings))
 
 
 def main() -> None:
-    """Run the command and turn errors into words and exit statuses."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    _guarded(app)
-
-
-def _guarded(command: Callable[[], Any]) -> None:
-    try:
-        command()
-    except SaecError as error:
-        console.err.print(
-            f"saec: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True
-        )
-        sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt:
-        console.err.print(
-            "saec: interrupted; with --checkpoint the same command continues", highlight=False
-        )
-        sys.exit(EXIT_INTERRUPTED)
+    """Run the command that the arguments name."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a field's name may have letters that a terminal lacks
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="saec")

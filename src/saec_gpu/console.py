@@ -9,8 +9,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ STAGES = {
     "codes": "encoding",
     "write": "writing",
 }
+VERIFY_STAGES = {"statistics": "reading", "codes": "checking"}
 
 
 @cache
@@ -46,42 +46,39 @@ def complain(text: str) -> None:
     err().print(text, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
+def note(text: str) -> None:
+    """Print a line to standard error, above a bar."""
+    err().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class _LogHandler(logging.Handler):
     """Shows what the library logs, above the bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        err().print(self.format(record), markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def log_shown(*, quiet: bool) -> Iterator[None]:
-    """Show what the package logs on standard error; only warnings if quiet."""
-    logger = logging.getLogger("saec_gpu")
-    handler, level = _LogHandler(), logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+        note(self.format(record))
 
 
 class ProgressDisplay:
     """Shows a run's progress: a bar with rate and remaining time on a terminal, else plain lines.
 
-    Use as a context manager; the object is the `progress` function to hand over.
+    Use as a context manager; the object is the `progress` function to hand over. Meanwhile what the
+    package logs is shown too. Quiet, nothing but warnings is.
     """
 
     def __init__(self, *, quiet: bool, stages: dict[str, str] = STAGES) -> None:
         self._quiet = quiet
         self._stages = stages
         self._stage = ""
-        self._begun = self._said = time.monotonic()
+        self._begun = self._last = self._said = time.monotonic()
         self._bars: Bars | None = None
         self._task: TaskID | None = None
+        self._logger = logging.getLogger("saec_gpu")
+        self._level = self._logger.level
+        self._handler = _LogHandler()
 
     def __enter__(self) -> ProgressDisplay:
+        self._logger.addHandler(self._handler)
+        self._logger.setLevel(logging.WARNING if self._quiet else logging.INFO)
         if not self._quiet and err().is_terminal:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bars
@@ -103,6 +100,8 @@ class ProgressDisplay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._logger.removeHandler(self._handler)
+        self._logger.setLevel(self._level)
         if self._bars is not None:
             self._bars.stop()
 
@@ -110,22 +109,23 @@ class ProgressDisplay:
         """Show where the run is."""
         if self._quiet:
             return
-        now = time.monotonic()
         stage = self._stages[at.stage]
         if at.iteration:
-            stage = f"{stage}, pass {at.iteration} of {at.active} fields"
+            stage += f" {counted(at.active, 'field')}, pass {at.iteration}"
         if stage != self._stage:
-            self._stage, self._begun = stage, now
+            # It began with the last report: a pass over rows in memory reports its end alone.
+            self._stage, self._begun = stage, self._last
             if self._bars is not None:
                 if self._task is not None:
                     self._bars.remove_task(self._task)
                 self._task = self._bars.add_task(stage, state="")
+        now = self._last = time.monotonic()
         if self._bars is not None and self._task is not None:
             state = _state(at, now - self._begun)
             self._bars.update(self._task, completed=at.done, total=at.total, state=state)
         elif now - self._said >= PLAIN_SECONDS:
             self._said = now
-            print(f"{stage}: {_state(at, now - self._begun)}", file=sys.stderr, flush=True)
+            note(f"{stage}: {_state(at, now - self._begun)}")
 
 
 def _state(at: Progress, seconds: float) -> str:
@@ -134,7 +134,8 @@ def _state(at: Progress, seconds: float) -> str:
     if not at.done or seconds <= 0:
         return done
     rate = at.done / seconds
-    return f"{done} · {rate:,.0f}/s · {duration((at.total - at.done) / rate)} left"
+    left = f" · {duration((at.total - at.done) / rate)} left" if at.done < at.total else ""
+    return f"{done} · {rate:,.0f}/s{left}"
 
 
 def print_json(value: Any) -> None:
@@ -154,7 +155,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: 
     from rich.text import Text
 
     console = Console() if sys.stdout.isatty() else Console(width=UNBOUNDED)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place < left else "right", no_wrap=True)
     for row in rows:
@@ -167,6 +168,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: 
         items = [f"{column} {cell}" for column, cell in zip(columns[1:], others, strict=True)]
         print(first)
         print("    " + ", ".join(item for item in items if not item.endswith(" ")))
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number of things: 1 field, 2 fields, 1,000 passes."""
+    ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number:,} {thing}{ending}"
 
 
 def human_bytes(size: float) -> str:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import tempfile
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from saec_gpu.version import __version__
 
-EXTRAS = {
-    "torch": "torch",
-    "pyarrow": "parquet",
-    "faiss": "bench",
-    "sklearn": "bench",
-    "fastkmeans": "bench",
-    "matplotlib": "bench",
-    "cupy": "cuda13",
-}
+# Module, name of the package that brings it, extra, and what needs it.
+OPTIONAL = (
+    ("torch", "torch", "torch", "to read .pt files"),
+    ("pyarrow", "pyarrow", "parquet", "to read Parquet"),
+    ("faiss", "faiss-cpu", "bench", "for saec bench"),
+    ("sklearn", "scikit-learn", "bench", "for saec bench"),
+    ("fastkmeans", "fastkmeans", "bench", "for saec bench"),
+    ("matplotlib", "matplotlib", "bench", "for pictures of saec bench"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,93 +32,102 @@ class Finding:
 
     what: str
     state: str
-    ok: bool
+    ok: bool = True
     advice: str = ""
 
 
 def examine(*, warm: bool) -> list[Finding]:
     """Return findings about this machine; `warm` also compiles every kernel of the CPU backend."""
-    findings = [
-        Finding("saec_gpu", __version__, True),
-        Finding("Python", platform.python_version(), True),
-        Finding("NumPy", np.__version__, True),
-        *_cpu(),
-        _cache(),
+    return [
+        Finding("saec_gpu", __version__),
+        Finding("Python", platform.python_version()),
+        Finding("NumPy", np.__version__),
+        *_kernels(),
+        *_backends(),
         _subnormals(),
-        *_packages(),
+        *_optional(),
+        *([_warm()] if warm else []),
     ]
-    if warm:
-        findings.append(_warm())
-    return findings
 
 
-def _cpu() -> list[Finding]:
-    from saec_gpu.backends.cpu import CpuBackend
+def _kernels() -> list[Finding]:
+    """Return what compiles the kernels, for which processor, and where they are kept."""
+    import llvmlite
+    import numba
+    from numba.core.registry import cpu_target
+
+    from saec_gpu.backends.cpu_tiles import run_tiles
     from saec_gpu.backends.simd import ROW_LANES
+
+    _, processor, features = cpu_target.target_context.codegen().magic_tuple()
+    present = [name for name in ("avx512f", "avx2", "fma") if f"+{name}" in features.split(",")]
+    folder = Path(run_tiles.stats.cache_path)  # type: ignore[attr-defined]  # compiled by Numba
+    writable = next(one for one in (folder, *folder.parents) if one.exists())
+    kept = os.access(writable, os.W_OK)
+    return [
+        Finding("Numba", f"{numba.__version__} with llvmlite {llvmlite.__version__}"),
+        Finding(
+            "processor",
+            f"{processor} ({', '.join(present) or 'no AVX, no FMA'}), {ROW_LANES} rows at once",
+        ),
+        Finding(
+            "kernel cache",
+            str(folder) if kept else f"{folder} cannot be written: every run compiles anew",
+            True,
+            "" if kept else "set NUMBA_CACHE_DIR to a folder that can be written",
+        ),
+    ]
+
+
+def _backends() -> list[Finding]:
+    from saec_gpu.backends.cpu import CpuBackend
 
     backend = CpuBackend()
     return [
-        Finding("backend cpu", f"{backend.threads} threads, {ROW_LANES} rows at once", True),
-        Finding("backend auto", "takes cpu: it is the only one in this version", True),
-        Finding("memory for a run", f"{backend.memory_budget() / 1e9:.1f} GB", True),
+        Finding("backend cpu", f"{backend.threads} threads"),
+        Finding("backend auto", "takes cpu, the only one of this version"),
+        Finding(
+            "memory for a run", f"{backend.memory_budget() / 1e9:.1f} GB, half of what is free"
+        ),
     ]
-
-
-def _cache() -> Finding:
-    folder = os.environ.get("NUMBA_CACHE_DIR") or str(Path(__file__).parent)
-    ok = os.access(folder, os.W_OK)
-    state = "compiled kernels are kept" if ok else "the package's folder is read-only"
-    advice = "" if ok else "Numba keeps kernels in the user's cache; set NUMBA_CACHE_DIR to choose"
-    return Finding("kernel cache", state, True, advice)
 
 
 def _subnormals() -> Finding:
     """Return whether the processor keeps numbers below 2⁻¹²⁶, as exactness needs."""
-    kept = bool(np.float32(2.0**-140) * np.float32(1.0) > 0)
-    return Finding(
-        "subnormal numbers",
-        "kept" if kept else "flushed to zero",
-        kept,
-        ""
-        if kept
-        else "a library built with -ffast-math changed the processor's mode; find and drop it",
-    )
+    if np.float32(2.0**-140) * np.float32(1.0) > 0:
+        return Finding("subnormal numbers", "kept")
+    advice = "a library built with -ffast-math changed the processor's mode; find and drop it"
+    return Finding("subnormal numbers", "flushed to zero", False, advice)
 
 
-def _packages() -> list[Finding]:
+def _optional() -> list[Finding]:
     findings = []
-    for package, extra in EXTRAS.items():
-        if importlib.util.find_spec(package) is None:
-            findings.append(
-                Finding(package, "not installed", True, f"pip install 'saec_gpu[{extra}]'")
-            )
+    for module, package, extra, purpose in OPTIONAL:
+        if importlib.util.find_spec(module) is None:
+            advice = f"{purpose}: pip install 'saec_gpu[{extra}]'"
+            findings.append(Finding(package, "not installed", True, advice))
         else:
-            findings.append(Finding(package, _version(package), True))
+            findings.append(Finding(package, _version(package)))
     return findings
 
 
 def _version(package: str) -> str:
-    names = {"faiss": "faiss-cpu", "sklearn": "scikit-learn"}
     try:
-        return version(names.get(package, package))
+        return version(package)
     except PackageNotFoundError:
         return "installed"
 
 
 def _warm() -> Finding:
-    from saec_gpu.compression import compress_in_scratch
+    """Compress, verify and look up small tables that between them call every compiled function."""
+    from saec_gpu.compression import compress
 
     begun = time.perf_counter()
-    for rows in _warming_tables():
-        compress_in_scratch(rows)
-    return Finding("kernels", f"compiled in {time.perf_counter() - begun:.1f} s", True)
-
-
-def _warming_tables() -> list[dict[str, Any]]:
-    """Return tables that between them call every compiled function."""
-    generator = np.random.default_rng(0)
-    rows = generator.standard_normal((300, 3)).astype(np.float32)
-    return [{"tables": {"x": rows}, "weights": {"x": weights}} for weights in (
-        np.ones(len(rows)),
-        np.ldexp(1.0, np.arange(len(rows)) % 60),
-    )]  # fmt: skip
+    rows = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
+    narrow, wide = np.ones(len(rows)), np.ldexp(1.0, np.arange(len(rows)) % 60)
+    for weights in (None, narrow, wide):
+        with tempfile.TemporaryDirectory(prefix="saec-warm-") as folder:
+            artifact = compress(rows, weights=weights, codewords=8, out=Path(folder) / "x.saec")
+            artifact.verify(rows, weights=weights)
+            artifact["x"].lookup([0])
+    return Finding("kernels", f"ready after {time.perf_counter() - begun:.1f} s")

@@ -63,10 +63,9 @@ class Inspection:
     Attributes
     ----------
     fields : tuple of FieldInspection
-    memory_once : int
-        The least bytes of memory with which every row is read once.
-    memory_least : int
-        The least bytes with which it can be done at all, reading some rows in each pass.
+    memory_once, memory_least : int
+        Bytes of memory, to a hundredth: the least with which every row is read once, and the least
+        with which it can be done at all, reading some rows again in each pass.
     """
 
     fields: tuple[FieldInspection, ...]
@@ -117,20 +116,20 @@ def inspect_tables(
         except ParamError:
             return ()
 
+    together = ResidencySet(tuple(works), True, 1).bytes_held(threads)
     return Inspection(
         tuple(fields),
-        _least(lambda memory: [planned.resident for planned in plan(memory)] == [True]),
-        _least(lambda memory: len(plan(memory)) > 0),
+        _least(lambda memory: [one.resident for one in plan(memory)] == [True], above=together),
+        _least(lambda memory: len(plan(memory)) > 0, above=1),
     )
 
 
-def _least(enough: Callable[[int], bool]) -> int:
-    """Return the least memory that is enough, within a thousandth."""
-    high = 1
+def _least(enough: Callable[[int], bool], *, above: int) -> int:
+    """Return the least memory that is enough, to a hundredth, from a number that is not more."""
+    low, high = above, 2 * above
     while not enough(high):
-        high *= 2
-    low = high // 2
-    while high - low > max(1, high // 1000):
+        low, high = high, 2 * high
+    while high - low > max(1, high // 100):
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high

@@ -145,11 +145,11 @@ def verify(
     artifact.check_files()
     works = []
     for name in artifact.names:
-        one = artifact[name]
+        field = artifact[name]
         weighted = weight_source is not None and name in weight_source.fields
-        codewords = one.n_codewords if one.encoding == "planes" else 1
-        if one.n_rows:
-            works.append(FieldWork(name, one.n_rows, one.dim, weighted, codewords))
+        codewords = field.n_codewords if field.encoding == "planes" else 1
+        if field.n_rows:
+            works.append(FieldWork(name, field.n_rows, field.dim, weighted, codewords))
     total = sum(work.n_rows for work in works)
     seen = {"statistics": 0, "codes": 0}
 

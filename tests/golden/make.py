@@ -1,0 +1,123 @@
+"""Make the golden artifact of format version 1 and the tables and weights it is made from.
+
+    python tests/golden/make.py FOLDER
+
+writes `tables.safetensors`, `weights.npz` and `v1.saec`. They were committed once and are read and
+made anew by tests/test_golden.py for ever; they are never made again to please it. Values come from
+raw Philox bits and exact arithmetic, not from distributions, which NumPy may change.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+import saec_gpu as saec
+
+PARAMETERS = {"seed": 3, "max_iter": 12, "tol": 1e-4}
+
+# Name: rows, dim, dtype, codewords asked. Code bits follow from the codewords that come of it.
+FIELDS: Mapping[str, tuple[int, int, str, int]] = {
+    "ad": (1900, 3, "float16", 300),  # 9 bits: planes of 8 and 1
+    "brand": (700, 3, "bfloat16", 40),  # 6 bits: 4 and 2; weights of one limb
+    "city": (31, 4, "float32", 1),  # no bits: one codeword
+    "day": (97, 2, "float32", 5),  # all rows equal: no bits either
+    "hour": (0, 4, "float32", 7),  # no rows
+    "item": (6001, 2, "float32", 4097),  # 13 bits: 8, 4 and 1; seeds without k-means++
+    "kept/float16": (7, 3, "float16", 7),  # as many codewords as rows: kept whole
+    "kept/bfloat16": (5, 2, "bfloat16", 5),
+    "kept/float64": (6, 2, "float64", 6),
+    "shop größe": (500, 1, "float64", 100),  # 7 bits: 4, 2 and 1; weights of two limbs
+    "tag": (301, 5, "float32", 16),  # three distinct rows: 2 bits, no error
+    "user": (400, 4, "float32", 11),  # 4 bits; all weights zero
+}
+
+
+def bits(name: str, count: int) -> NDArray[np.uint64]:
+    """Return raw Philox bits that belong to a name."""
+    key = int.from_bytes(name.encode()[:16].ljust(16, b"\0"), "little")
+    generator = np.random.Philox(key=[key & (2**64 - 1), key >> 64])
+    return np.asarray(generator.random_raw(count), np.uint64)
+
+
+def rows_of(name: str) -> NDArray[np.float64]:
+    """Return float64 (n, dim) rows that the field's dtype holds exactly."""
+    n_rows, dim, dtype, _ = FIELDS[name]
+    raw = bits(name, n_rows * dim).reshape(n_rows, dim)
+    precision = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}[dtype]
+    # Twelve small numbers added: near a bell curve, and exact.
+    values = sum((raw >> np.uint64(5 * part)) & np.uint64(31) for part in range(12))
+    rows = (np.asarray(values, np.float64) - 186) / 64
+    # Then as many of the lowest bits as the dtype has left; a bfloat16 of up to 372 / 128 has none.
+    if precision >= 23:
+        fine = (raw >> np.uint64(60)).astype(np.float64)
+        rows += np.ldexp(fine, -10 if dtype == "float32" else -40)
+    if dtype == "bfloat16":
+        rows = np.rint(rows * 16) / 16
+    if name == "day":
+        rows[:] = rows[0]
+    if name == "tag":
+        rows = rows[np.arange(n_rows) * 7 % 3]
+    if name.startswith("kept"):
+        rows[0, 0], rows[1, 0] = -0.0, 2.0**-14
+    return rows
+
+
+def stored(name: str) -> dict[str, Any]:
+    """Return a field's rows as safetensors takes them, little-endian bytes in its own dtype."""
+    _, _, dtype, _ = FIELDS[name]
+    rows = rows_of(name)
+    if dtype == "bfloat16":
+        wide = rows.astype("<f4").view("<u4")
+        assert not (wide & 0xFFFF).any()
+        data = (wide >> 16).astype("<u2")
+    else:
+        data = rows.astype(np.dtype(dtype).newbyteorder("<"))
+        assert np.array_equal(data.astype(np.float64), rows)
+    return {"dtype": dtype, "shape": rows.shape, "data": data.tobytes()}
+
+
+def weights() -> dict[str, NDArray[Any]]:
+    """Return weights of some fields: counts, numbers far apart, and zeros."""
+    counts = bits("weights of brand", 700) % 1000
+    far = np.ldexp(1.0, (bits("weights of shop", 500) % 90).astype(np.int64) - 45)
+    return {
+        "brand": counts.astype(np.int64) * (counts % 3 == 0),
+        "city": np.arange(31, dtype=np.int64),
+        "item": (bits("weights of item", 6001) % 50).astype(np.uint8),
+        "kept/float64": np.ones(6, np.uint8),
+        "shop größe": far,
+        "user": np.zeros(400, np.uint8),
+    }
+
+
+def compress(folder: Path, out: Path) -> saec.Artifact:
+    """Return what compressing the tables of a folder gives."""
+    return saec.compress(
+        folder / "tables.safetensors",
+        weights=folder / "weights.npz",
+        codewords={name: asked for name, (_, _, _, asked) in FIELDS.items()},
+        out=out,
+        **PARAMETERS,
+    )
+
+
+def main() -> None:
+    """Write everything."""
+    (given,) = sys.argv[1:]
+    folder = Path(given)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = folder / "tables.safetensors"
+    safetensors.serialize_file({name: stored(name) for name in FIELDS}, tables)
+    np.savez_compressed(folder / "weights.npz", **weights())  # type: ignore[arg-type]
+    (compress(folder, folder / "v1.saec").path / "run.json").unlink()  # it tells of the machine
+
+
+if __name__ == "__main__":
+    main()
