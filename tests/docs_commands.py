@@ -88,7 +88,9 @@ def marked_block(document: str, marker: str) -> str:
     """Return the text of the one bash block of a document that has this marker."""
     found = [block for block in blocks(document) if block.marker == marker]
     if len(found) != 1 or found[0].language != "bash":
-        raise DocsError(f"{len(found)} blocks are marked <!-- {marker} -->; exactly one bash block must be")
+        raise DocsError(
+            f"{len(found)} blocks are marked <!-- {marker} -->; exactly one bash block must be"
+        )
     return found[0].text
 
 

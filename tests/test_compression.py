@@ -328,3 +328,35 @@ def test_progress_counts_every_row(tmp_path: Path) -> None:
     last = {one.stage: one for one in reports}
     for stage in ("statistics", "fit", "codes", "write"):
         assert last[stage].done == last[stage].total
+
+
+def test_seed_is_0_unless_given_and_recorded(tmp_path: Path) -> None:
+    # RELIABILITY 42
+    rows = np.random.default_rng(5).standard_normal((500, 4)).astype(np.float32)
+    default = saec.compress(rows, codewords=8, out=tmp_path / "default.saec")
+    zero = saec.compress(rows, codewords=8, seed=0, out=tmp_path / "zero.saec")
+    one = saec.compress(rows, codewords=8, seed=1, out=tmp_path / "one.saec")
+    assert [a.manifest["parameters"]["seed"] for a in (default, zero, one)] == [0, 0, 1]
+    assert artifact_bytes(default) == artifact_bytes(zero)
+    assert not np.array_equal(one["x"].codebook, zero["x"].codebook)
+
+
+def test_sampling_is_recorded_and_every_row_is_fitted(tmp_path: Path) -> None:
+    # RELIABILITY 58: the sample seeds and repairs; means and codes are of all rows
+    rows = np.random.default_rng(5).standard_normal((1000, 4)).astype(np.float32)
+    artifact = saec.compress(rows, codewords=4, out=tmp_path / "a.saec", tol=0)
+    assert artifact["x"].record["sample"] == {"rows": 128, "of": 1000}
+    expected = reference.fit(rows, None, 4, tol=0)  # its partials are of all rows
+    assert np.array_equal(artifact["x"].codebook, expected.codewords)
+
+
+def test_no_codeword_takes_nearly_all_rows(tmp_path: Path) -> None:
+    # RELIABILITY 34: seeds are spread, and the manifest tells how rows are
+    from saec_gpu.synthetic import planted
+
+    rows, _, labels = planted(10_000, 8, 10, spread=0.2, seed=0)
+    artifact = saec.compress(rows, codewords=10, out=tmp_path / "a.saec")
+    record = artifact["x"].record
+    assert record["unused_codewords"] == []
+    assert record["most_rows_of_a_codeword"] == np.bincount(artifact["x"].codes).max()
+    assert record["most_rows_of_a_codeword"] <= 3 * np.bincount(labels).max()

@@ -86,6 +86,13 @@ def far_rows(scale: float) -> CaseKind:
     return build
 
 
+def constant_column(rng: np.random.Generator, n: int, dim: int, k: int) -> Case:
+    """A large constant beside subnormals: what makes these of order one takes it out of float32."""
+    rows = rows_of("subnormal", rng, n, dim)
+    rows[:, 0] = -HUGE
+    return rows, rows[rng.integers(0, n, k)]
+
+
 def offset_by_column(rng: np.random.Generator, n: int, dim: int, k: int) -> Case:
     """Columns with means of a thousand times their spread: uncentred scores fail on a quarter."""
     rows = rows_of("normal", rng, n, dim)
@@ -102,6 +109,7 @@ CASES: Mapping[str, CaseKind] = {
     "far rows, codewords of one": far_rows(1.0),
     "far rows, tiny codewords": far_rows(1e-18),
     "far rows, subnormal codewords": far_rows(1e-42),
+    "constant column": constant_column,
     "offset by column": offset_by_column,
 }
 DIMS = [1, 2, 3, 7, 15, 16, 17, 31, 33, 64, 130, 1024]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from saec_gpu.artifact_writer import EncodedField
 from saec_gpu.backends.protocol import Backend
@@ -21,7 +20,7 @@ from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
 from saec_gpu.clustering.seeding import seed_codewords
 from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
-from saec_gpu.data import Chunk, Codebook, Float32, Progress, ProgressFunction, Statistics
+from saec_gpu.data import Chunk, Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
 from saec_gpu.packing import PlaneWriter
 from saec_gpu.sources import TableSource, WeightSource
 from saec_gpu.stream import FieldWork, ResidencySet, RowStream
@@ -227,20 +226,20 @@ class Pipeline:
                         )
                     )
                     errors = ErrorSums(statistics[name])
-                    used = np.zeros(len(final[name]), bool)
+                    uses = np.zeros(len(final[name]), np.int64)
                 found = self.backend.assign(
                     self.backend.load_rows(chunk), codebooks, distances=True
                 )
                 writer.append(found.codes)
                 assert found.distances is not None
                 errors.add(found.distances, chunk.weights)
-                used[found.codes] = True
+                uses += np.bincount(found.codes, minlength=len(uses))
                 done += segment.n_rows
                 self.progress(Progress("codes", done, total))
                 if segment.start + segment.n_rows == self.source.fields[name].n_rows:
                     stack.pop_all().close()
                     writer = None
-                    self._finish(name, statistics[name], fits.get(name), final[name], errors, used)
+                    self._finish(name, statistics[name], fits.get(name), final[name], errors, uses)
 
     def _finish(
         self,
@@ -249,12 +248,13 @@ class Pipeline:
         fitted: FieldFit | None,
         codebook: Float32,
         errors: ErrorSums,
-        used: NDArray[np.bool_],
+        uses: Int64,
     ) -> None:
         record = self._record(name, statistics, fitted)
         record["sse"] = errors.sse
         record["weighted_sse"] = errors.weighted_sse if statistics.weighted else None
-        record["unused_codewords"] = [int(code) for code in np.flatnonzero(~used)]
+        record["unused_codewords"] = [int(code) for code in np.flatnonzero(uses == 0)]
+        record["most_rows_of_a_codeword"] = int(uses.max())
         self.codebooks[name] = codebook
         self.records[name] = record
         if self.checkpoint is not None:

@@ -9,18 +9,18 @@ raw Philox bits and exact arithmetic, not from distributions, which NumPy may ch
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 import saec_gpu as saec
 
-PARAMETERS = {"seed": 3, "max_iter": 12, "tol": 1e-4}
+PARAMETERS: Mapping[str, Any] = {"seed": 3, "max_iter": 12, "tol": 1e-4}
 
 # Name: rows, dim, dtype, codewords asked. Code bits follow from the codewords that come of it.
 FIELDS: Mapping[str, tuple[int, int, str, int]] = {
@@ -32,7 +32,8 @@ FIELDS: Mapping[str, tuple[int, int, str, int]] = {
     "item": (6001, 2, "float32", 4097),  # 13 bits: 8, 4 and 1; seeds without k-means++
     "kept/float16": (7, 3, "float16", 7),  # as many codewords as rows: kept whole
     "kept/bfloat16": (5, 2, "bfloat16", 5),
-    "kept/float64": (6, 2, "float64", 6),
+    "kept/float32": (1, 3, "float32", 1),
+    "six": (6, 2, "float64", 6),  # as many codewords as rows, but smaller in float32
     "shop größe": (500, 1, "float64", 100),  # 7 bits: 4, 2 and 1; weights of two limbs
     "tag": (301, 5, "float32", 16),  # three distinct rows: 2 bits, no error
     "user": (400, 4, "float32", 11),  # 4 bits; all weights zero
@@ -50,37 +51,45 @@ def rows_of(name: str) -> NDArray[np.float64]:
     """Return float64 (n, dim) rows that the field's dtype holds exactly."""
     n_rows, dim, dtype, _ = FIELDS[name]
     raw = bits(name, n_rows * dim).reshape(n_rows, dim)
-    precision = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}[dtype]
-    # Twelve small numbers added: near a bell curve, and exact.
+    # Twelve small numbers added, near a bell curve: multiples of 1/64 that 8 bits hold.
     values = sum((raw >> np.uint64(5 * part)) & np.uint64(31) for part in range(12))
     rows = (np.asarray(values, np.float64) - 186) / 64
-    # Then as many of the lowest bits as the dtype has left; a bfloat16 of up to 372 / 128 has none.
-    if precision >= 23:
-        fine = (raw >> np.uint64(60)).astype(np.float64)
-        rows += np.ldexp(fine, -10 if dtype == "float32" else -40)
-    if dtype == "bfloat16":
-        rows = np.rint(rows * 16) / 16
+    if dtype in ("float32", "float64"):  # and four bits more where there is room for them
+        rows += np.ldexp(
+            (raw >> np.uint64(60)).astype(np.float64), -10 if dtype == "float32" else -40
+        )
     if name == "day":
         rows[:] = rows[0]
     if name == "tag":
         rows = rows[np.arange(n_rows) * 7 % 3]
     if name.startswith("kept"):
-        rows[0, 0], rows[1, 0] = -0.0, 2.0**-14
+        rows[0, :2] = -0.0, 2.0**-14
     return rows
 
 
-def stored(name: str) -> dict[str, Any]:
-    """Return a field's rows as safetensors takes them, little-endian bytes in its own dtype."""
-    _, _, dtype, _ = FIELDS[name]
-    rows = rows_of(name)
+def data_of(name: str) -> bytes:
+    """Return a field's rows as little-endian bytes of its own dtype."""
+    dtype, rows = FIELDS[name][2], rows_of(name)
     if dtype == "bfloat16":
         wide = rows.astype("<f4").view("<u4")
         assert not (wide & 0xFFFF).any()
-        data = (wide >> 16).astype("<u2")
-    else:
-        data = rows.astype(np.dtype(dtype).newbyteorder("<"))
-        assert np.array_equal(data.astype(np.float64), rows)
-    return {"dtype": dtype, "shape": rows.shape, "data": data.tobytes()}
+        return (wide >> 16).astype("<u2").tobytes()
+    data = rows.astype(np.dtype(dtype).newbyteorder("<"))
+    assert np.array_equal(data.astype(np.float64), rows)
+    return data.tobytes()
+
+
+def tables() -> bytes:
+    """Return the tables as a file in the format safetensors."""
+    header, parts, stop = {}, [], 0
+    for name, (n_rows, dim, dtype, _) in FIELDS.items():
+        parts.append(data_of(name))
+        start, stop = stop, stop + len(parts[-1])
+        tag = dtype.upper().replace("LOAT", "")
+        header[name] = {"dtype": tag, "shape": [n_rows, dim], "data_offsets": [start, stop]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(parts)
 
 
 def weights() -> dict[str, NDArray[Any]]:
@@ -91,13 +100,13 @@ def weights() -> dict[str, NDArray[Any]]:
         "brand": counts.astype(np.int64) * (counts % 3 == 0),
         "city": np.arange(31, dtype=np.int64),
         "item": (bits("weights of item", 6001) % 50).astype(np.uint8),
-        "kept/float64": np.ones(6, np.uint8),
+        "kept/bfloat16": np.ones(5, np.uint8),
         "shop größe": far,
         "user": np.zeros(400, np.uint8),
     }
 
 
-def compress(folder: Path, out: Path) -> saec.Artifact:
+def compress(folder: Path, out: Path, **options: Any) -> saec.Artifact:
     """Return what compressing the tables of a folder gives."""
     return saec.compress(
         folder / "tables.safetensors",
@@ -105,6 +114,7 @@ def compress(folder: Path, out: Path) -> saec.Artifact:
         codewords={name: asked for name, (_, _, _, asked) in FIELDS.items()},
         out=out,
         **PARAMETERS,
+        **options,
     )
 
 
@@ -113,8 +123,7 @@ def main() -> None:
     (given,) = sys.argv[1:]
     folder = Path(given)
     folder.mkdir(parents=True, exist_ok=True)
-    tables = folder / "tables.safetensors"
-    safetensors.serialize_file({name: stored(name) for name in FIELDS}, tables)
+    (folder / "tables.safetensors").write_bytes(tables())
     np.savez_compressed(folder / "weights.npz", **weights())  # type: ignore[arg-type]
     (compress(folder, folder / "v1.saec").path / "run.json").unlink()  # it tells of the machine
 

@@ -1,0 +1,153 @@
+"""What version 1 of the format wrote is read for ever, and made again to the same bytes.
+
+The files in tests/golden were made once, by make.py there. Where a test fails, the code is wrong,
+or it wants a new version of the format with golden files of its own; these stay as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import saec_gpu as saec
+from golden import make
+
+GOLDEN = Path(__file__).parent / "golden"
+ARTIFACT = GOLDEN / "v1.saec"
+FILES = {  # the manifest states the SHA-256 of the other files of the artifact
+    "tables.safetensors": "e95b637e70d0f2de6301de48db5ba50ad261ffadc7b8edd8a80c7d923ecc86ff",
+    "v1.saec/manifest.json": "4cfc0305b4a9991761871e16d13eb719d2bd3cdd712797d8209a574de29b7cba",
+    "weights.npz": "30667f67812d104cfc856dce77ef6f43b4f4043d40b606f87f30410db29cbbca",
+}
+DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file that the promise covers, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "run.json" and path.suffix not in (".py", ".pyc")
+    }
+
+
+def entries() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((ARTIFACT / "manifest.json").read_bytes())["fields"]
+    return found
+
+
+def read_codebook(name: str) -> NDArray[np.float32]:
+    """Return a codebook, read with nothing but docs/how-it-works.md at hand."""
+    content = (ARTIFACT / "codebooks.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    tensor = json.loads(content[8 : 8 + length])[name]
+    start, stop = (8 + length + offset for offset in tensor["data_offsets"])
+    values = np.frombuffer(content[start:stop], DTYPES[tensor["dtype"]])
+    if tensor["dtype"] == "BF16":
+        values = (values.astype("<u4") << 16).view("<f4")
+    return values.astype(np.float32).reshape(tensor["shape"])
+
+
+def read_codes(entry: dict[str, Any]) -> list[int]:
+    """Return the codes of all rows, read likewise."""
+    if entry["encoding"] == "identity" or not entry["rows"]:
+        return list(range(entry["rows"]))
+    packed = np.load(ARTIFACT / "codes" / f"{entry['number']}.npy").tolist()
+    codes = [0] * entry["rows"]
+    first_byte = first_bit = 0
+    for width in entry["planes"]:
+        for row in range(entry["rows"]):
+            byte = packed[first_byte + row * width // 8]
+            codes[row] |= (byte >> row * width % 8 & (1 << width) - 1) << first_bit
+        first_byte += -(-entry["rows"] * width // 8)
+        first_bit += width
+    assert first_byte == len(packed)
+    return codes
+
+
+def test_files_are_there_and_as_they_were() -> None:
+    found = digests(GOLDEN)
+    assert {name: found[name] for name in FILES} == FILES
+    saec.load(ARTIFACT).check_files()
+    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 200_000
+
+
+def test_every_kind_of_field_is_among_them() -> None:
+    found = entries()
+    assert {tuple(entry["planes"]) for entry in found} == {
+        (), (2,), (2, 1), (4,), (4, 2), (4, 2, 1), (8, 1), (8, 4, 1),
+    }  # fmt: skip
+    assert {entry["encoding"] for entry in found} == {"planes", "identity"}
+    assert {entry["dtype"] for entry in found if entry["encoding"] == "identity"} == {
+        "bfloat16", "float16", "float32",
+    }  # fmt: skip
+    assert {entry["dtype"] for entry in found} > {"float64"}
+    assert 0 in {entry["rows"] for entry in found}
+    assert {entry.get("weights") for entry in found} == {"none", "given", "all zero", None}
+
+
+@pytest.mark.parametrize("name", make.FIELDS)
+def test_codes_codebooks_and_vectors_are_read(name: str) -> None:
+    (entry,) = (entry for entry in entries() if entry["name"] == name)
+    field = saec.load(ARTIFACT)[name]
+    codes, codebook = read_codes(entry), read_codebook(name)
+    assert (field.n_rows, field.dim, field.dtype) == make.FIELDS[name][:3]
+    assert field.codes.tolist() == codes
+    assert np.array_equal(field.codebook.view(np.uint32), codebook.view(np.uint32))
+    rows = np.arange(field.n_rows)[::-1]
+    assert field.codes_of(rows).tolist() == codes[::-1]
+    vectors = codebook[codes][::-1] if codes else codebook
+    assert np.array_equal(field.lookup(rows).view(np.uint32), vectors.view(np.uint32))
+
+
+def test_vectors_that_stand_here() -> None:
+    artifact = saec.load(ARTIFACT)
+    assert artifact["ad"].codes_of([0, 1899]).tolist() == [54, 127]
+    assert artifact["ad"].lookup([0, 1899]).tolist() == [
+        [0.484375, 0.4600694477558136, 0.0329861119389534],
+        [-0.1741071492433548, 0.3392857015132904, 0.3370535671710968],
+    ]
+    assert artifact["item"].codes_of([0, 6000]).tolist() == [239, 3400]
+    assert artifact["item"].lookup([0, 6000]).tolist() == [
+        [0.470703125, -0.08474786579608917],
+        [-0.185546875, -0.001953125],
+    ]
+    assert artifact["kept/bfloat16"].codes_of([0, 4]).tolist() == [0, 4]
+    assert artifact["kept/bfloat16"].lookup([0, 4]).tolist() == [
+        [-0.0, 6.103515625e-05],
+        [-0.640625, 0.546875],
+    ]
+    assert artifact["shop größe"].codes_of([499]).tolist() == [72]
+    assert artifact["shop größe"].lookup([499]).tolist() == [[-0.875]]
+    assert artifact["tag"].codes_of([300]).tolist() == [0]
+    assert artifact["tag"].lookup([300]).tolist() == [
+        [1.0048828125, 0.45703125, -0.599609375, 0.974609375, -0.142578125]
+    ]
+
+
+def test_verified_against_its_tables() -> None:
+    artifact = saec.load(ARTIFACT)
+    found = artifact.verify(GOLDEN / "tables.safetensors", weights=GOLDEN / "weights.npz")
+    assert found.problems == ()
+    assert len(found.fields) == len(make.FIELDS)
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 97])
+def test_compressed_today_to_the_same_bytes(tmp_path: Path, chunk_rows: int | None) -> None:
+    # RELIABILITY 43
+    artifact = make.compress(GOLDEN, tmp_path / "today.saec", chunk_rows=chunk_rows)
+    assert digests(artifact.path) == digests(ARTIFACT)
+
+
+def test_the_maker_still_makes_the_tables() -> None:
+    assert make.tables() == (GOLDEN / "tables.safetensors").read_bytes()
+    with np.load(GOLDEN / "weights.npz") as weights:
+        assert set(weights.files) == set(make.weights())
+        for name, vector in make.weights().items():
+            assert np.array_equal(weights[name], vector)
