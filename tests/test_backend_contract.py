@@ -324,6 +324,16 @@ class TestBackend:
         backend.accumulate(backend.load_rows(chunk), codes, loaded)
         assert whole(backend.partials(loaded)["a"]).counts == [2, 1]
 
+    def test_codes_and_rows_of_another_shape_are_refused(self, backend: Backend) -> None:
+        rows = np.ones((3, 2), np.float32)
+        codebooks = backend.load_codebooks({"x": Codebook(rows[:1])})
+        loaded = backend.load_rows(chunk_of("x", rows))
+        with pytest.raises(LayoutError, match=r"shape \(2,\) were given for 3 rows"):
+            backend.accumulate(loaded, np.zeros(2, np.uint32), codebooks)
+        other = backend.load_rows(chunk_of("x", np.ones((3, 4), np.float32)))
+        with pytest.raises(LayoutError, match='field "x" have 4 columns, its codewords 2'):
+            backend.assign(other, codebooks)
+
     def test_threads_change_nothing(self, backend_name: str, rng: np.random.Generator) -> None:
         # RELIABILITY 39
         fields = RaggedFields(rng)

@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 ARTIFACT = GOLDEN / "v1.saec"
 FILES = {  # the manifest states the SHA-256 of the other files of the artifact
     "tables.safetensors": "e95b637e70d0f2de6301de48db5ba50ad261ffadc7b8edd8a80c7d923ecc86ff",
-    "v1.saec/manifest.json": "4cfc0305b4a9991761871e16d13eb719d2bd3cdd712797d8209a574de29b7cba",
+    "v1.saec/manifest.json": "8c637dcfdb2eccafbba58f68b09dee194a0242e9e1b241e2819bf3c0df1f0fc5",
     "weights.npz": "30667f67812d104cfc856dce77ef6f43b4f4043d40b606f87f30410db29cbbca",
 }
 DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}

@@ -203,6 +203,12 @@ def test_too_little_memory_names_what_is_needed() -> None:
     assert planned_bytes(planned, 4) <= needed
 
 
+def test_chunk_rows_that_do_not_fit_the_memory_are_refused() -> None:
+    work = FieldWork("item", 10**8, 64, False, 10)
+    with pytest.raises(ParamError, match=r"chunk_rows of 1000000, but at most \d+ rows of field"):
+        plan_sets([work], memory=4 * MIB, threads=1, chunk_rows=10**6)
+
+
 SIZES = [2**31 - 1, 2**31, 2**31 + 1, 2**32 + 1, 2**40 + 3]
 
 

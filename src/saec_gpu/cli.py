@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -357,9 +358,8 @@ def _print_sizes(artifact: Artifact, seconds: float | None = None) -> None:
         run = artifact.run
         shares = run["rechecked_share"].values()
         rechecked = f"; {max(shares):.2%} of a field's rows rechecked at most" if shares else ""
-        print(
-            f"{seconds:.1f} s on {run['backend']} with {console.counted(run['threads'], 'thread')}{rechecked}"
-        )
+        threads = console.counted(run["threads"], "thread")
+        print(f"{seconds:.1f} s on {run['backend']} with {threads}{rechecked}")
 
 
 @_command(
@@ -484,7 +484,11 @@ def verify(
             progress=progress,
         )  # fmt: skip
     if as_json:
-        fields = [{**vars(field), "ok": field.ok} for field in found.fields]
+        fields = [
+            {key: None if value == math.inf else value for key, value in vars(field).items()}
+            | {"ok": field.ok}
+            for field in found.fields
+        ]
         console.print_json({"ok": found.ok, "problems": found.problems, "fields": fields})
     else:
         _print_verification(found)

@@ -148,6 +148,11 @@ def _streamed(work: FieldWork, memory: int, threads: int, chunk_rows: int | None
             "give more memory, fewer codewords or fewer threads"
         )
     room = (memory - work.working_bytes(threads)) // (READS_HELD * work.piece_row_bytes)
+    if chunk_rows is not None and min(chunk_rows, work.n_rows) > room:
+        raise ParamError(
+            f"memory of {memory} bytes was given with chunk_rows of {chunk_rows}, but at most "
+            f'{room} rows of field "{work.name}" fit at once; give fewer rows, or more memory'
+        )
     return ResidencySet((work,), False, chunk_rows or min(_read_rows(work, memory), room))
 
 

@@ -116,7 +116,8 @@ def _filter_form(codewords: Float32) -> tuple[np.float32, float, Float32, Float3
     middle = np.partition(some, len(some) // 2, axis=0)[len(some) // 2].astype(np.float64)
     above, below = codewords.max(axis=0) - middle, middle - codewords.min(axis=0)
     reach = max(above.max(), below.max()) or np.abs(middle).max()
-    exponent = min(max(-math.frexp(reach)[1], -126), 127)
+    most = 127 - math.frexp(np.abs(middle).max())[1]  # the scaled centre stays in float32
+    exponent = max(min(-math.frexp(reach)[1], most, 127), -126)
     scale = np.float32(np.ldexp(1.0, exponent))
     centre = (middle * scale).astype(np.float32)
     # rounded once, as fma does it: the product is exact and float64 holds the difference well
@@ -230,8 +231,14 @@ class CpuBackend:
         Raises
         ------
         LayoutError
-            A code is not below its field's number of codewords.
+            There are not as many codes as rows, or a code is not below its field's number of
+            codewords.
         """
+        if codes.shape != (rows.layout.n_rows,):
+            raise LayoutError(
+                f"codes of shape {codes.shape} were given for {rows.layout.n_rows} rows; give one "
+                "code a row"
+            )
         for segment in rows.layout.segments:
             slot = codebooks.slot_of.get(segment.field)
             if slot is None or segment.n_rows == 0:
@@ -315,6 +322,11 @@ def _tiles(chunk: Chunk, codebooks: CpuCodebooks) -> Iterator[list[int]]:
     )
     for segment in segments:
         number = codebooks.slot_of[segment.field]
+        dim = int(slots[number, SLOT_DIM])
+        if segment.dim != dim:
+            raise LayoutError(
+                f'rows of field "{segment.field}" have {segment.dim} columns, its codewords {dim}'
+            )
         fixed_point = codebooks.codebooks[number].fixed_point
         weighted = fixed_point is not None and fixed_point.weighted
         for first, n_rows in segment.tiles():
@@ -331,7 +343,7 @@ def _partial(codebooks: CpuCodebooks, number: int, thread: _Accumulators) -> Par
     scores = slice(score, score + n_codewords)
     counts = thread.counts[scores].copy()
     weight_sums = thread.weight_sums[scores].copy()
-    if fixed_point is not None and not fixed_point.weighted:
+    if fixed_point is not None and not fixed_point.weighted and not wide:
         # rint(1·2^t) a row: the kernel only counts
         weight_sums = counts << fixed_point.weight_shift
     return Partial(
