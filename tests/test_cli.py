@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import importlib.util
 import json
 import os
 import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -76,25 +73,22 @@ def start(*arguments: object, code: str = MAIN, **options: Any) -> subprocess.Po
 
 def in_terminal(columns: int, *arguments: object) -> str:
     """Return what a command shows on a terminal, without colours and movements."""
-    process, screen = pty.fork()
-    if process == 0:
-        os.environ["TERM"] = "xterm"
-        os.environ.pop("COLUMNS", None)
-        os.execv(sys.executable, [sys.executable, "-c", MAIN, *(str(one) for one in arguments)])
-    fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    screen, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, *(str(one) for one in arguments)],
+        stdin=terminal, stdout=terminal, stderr=terminal,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "40"},
+    )  # fmt: skip
+    os.close(terminal)
     shown = b""
     while True:
         try:
-            read = os.read(screen, 1 << 16)
+            shown += os.read(screen, 1 << 16)
         except OSError:  # the other end is closed
             break
-        if not read:
-            break
-        shown += read
-    _, status = os.waitpid(process, 0)
     os.close(screen)
-    assert os.waitstatus_to_exitcode(status) == 0, shown
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r", "\n")
+    assert process.wait(60) == 0, shown
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r\n", "\n")
 
 
 @pytest.fixture
@@ -197,7 +191,7 @@ def test_compress_inspect_verify_lookup(
     out = tmp_path / "m.saec"
     result = run("compress", model, "--weights", weights, "--codewords", 20, "--out", out)
     assert result.exit_code == 0
-    assert result.stderr == "3 fields of 1737 rows are read once and kept in memory\n"
+    assert result.stderr == "fields: 3, rows: 1,737: read once and kept in memory\n"
     assert re.search(r"item\[0\] +1,025 +5 +20 +5 +\d+ +20.5 kB +1.04 kB +[\d,.]+\n", result.stdout)
     assert " times smaller (" in result.stdout
     assert output("inspect", out).splitlines()[:5] == result.stdout.splitlines()[:5]
@@ -557,10 +551,10 @@ def test_plain_lines_where_there_is_no_terminal(
         "compress", model, "--codewords", 20, "--chunk-rows", 500, "--out", tmp_path / "m.saec"
     )
     lines = result.stderr.splitlines()
-    assert lines[0] == "3 fields of 1737 rows are read once and kept in memory"
+    assert lines[0] == "fields: 3, rows: 1,737: read once and kept in memory"
     shape = r"(reading|seeding|clustering \d fields?, pass \d+|encoding|writing): [\d,]+/[\d,]+ "
     for line in lines[1:]:
-        assert re.match(shape + r"(rows|fields)( · [\d,]+/s( · \d+ s left)?)?$", line), line
+        assert re.match(shape + r"(rows|fields)( · [\d,]+/s( · [\d hmins]+ left)?)?$", line), line
     assert any(" s left" in line for line in lines)
     assert any(line.startswith("encoding: 1,725/1,725 rows") for line in lines)
 

@@ -34,9 +34,16 @@ from builders import (
 )
 from saec_gpu.backends import open_backend
 from saec_gpu.clustering import sampling, seeding
-from saec_gpu.clustering.compiled_loops import limbs_to_float, squared_shift
+from saec_gpu.clustering.compiled_loops import limbs_to_float
 from saec_gpu.clustering.error import ErrorSums, distance_bits
-from saec_gpu.clustering.lloyd import finish_pass, fit, fit_pass, repaired, sample_variance
+from saec_gpu.clustering.lloyd import (
+    finish_pass,
+    fit,
+    fit_pass,
+    repaired,
+    sample_variance,
+    squared_shift,
+)
 from saec_gpu.clustering.sampling import Sampler, random_stream, sample_size, uniforms
 from saec_gpu.clustering.seeding import seed_codewords
 from saec_gpu.clustering.statistics import fixed_point, total_bits

@@ -175,9 +175,10 @@ def demo(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Make tables with Zipf frequencies, compress them, verify the result.
+    """Make tables, compress them, verify the result.
 
-    Needs no input and no GPU. The first run also compiles the kernels, once a machine.
+    The tables have the proportions of the Criteo data set and Zipf frequencies. Needs no input and
+    no GPU. The first run also compiles the kernels, once a machine.
     """
     from saec_gpu.compression import compress as run
     from saec_gpu.synthetic import recommender_tables
@@ -460,10 +461,10 @@ def verify(
     backend: Backend = "auto",
     as_json: Json = False,
 ) -> None:
-    """Check an artifact's files, and every code and every error against its tables.
+    """Check an artifact against its tables, to the last bit.
 
-    Without SOURCE the SHA-256 of the files alone; without --weights not the weighted errors. The
-    exit status is 1 where anything differs, be it by a bit.
+    The SHA-256 of its files, every code and every error. Without SOURCE the files alone; without
+    --weights not the weighted errors. The exit status is 1 where anything differs, be it by a bit.
     """
     from saec_gpu.artifact import load
     from saec_gpu.verification import verify as check
@@ -528,7 +529,7 @@ def lookup(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the vectors that stand for rows of a field, with the codes of the rows."""
+    """Print the codes of rows, and the vectors that stand for them."""
     from saec_gpu.artifact import load
 
     ranges = [_row_range(text) for text in rows]
@@ -605,10 +606,11 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time k-means beside other libraries, on the same rows from the same codewords.
+    """Time k-means beside other libraries.
 
-    Each result is checked before it is timed. One thread is compared by CPU time, several by wall
-    time; contestants take turns, so only times of one table compare.
+    On the same rows, from the same codewords. Each result is checked before it is timed. One thread
+    is compared by CPU time, several by wall time; contestants take turns, so only times of one
+    table compare.
     """
     from saec_gpu.bench.cases import cases, find_case
     from saec_gpu.bench.records import append_record
@@ -693,7 +695,7 @@ def doctor(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what this machine can run, and what to install where it cannot."""
+    """Show what this machine can run, and what is missing."""
     from saec_gpu.doctor import examine
 
     findings = examine(warm=warm)

@@ -238,12 +238,12 @@ def _plan(
     sets = plan_sets(works, memory=budget, threads=run.backend.threads, chunk_rows=chunk_rows)
     for planned in sets:
         logger.info(
-            "%d fields of %d rows are %s",
+            "fields: %d, rows: %s: %s",
             len(planned.fields),
-            sum(work.n_rows for work in planned.fields),
+            f"{sum(work.n_rows for work in planned.fields):,}",
             "read once and kept in memory"
             if planned.resident
-            else "larger than the memory: read each pass",
+            else "larger than the memory, read in each pass",
         )
     return sets
 

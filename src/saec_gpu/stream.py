@@ -22,6 +22,7 @@ from saec_gpu.sources import TableSource, WeightSource
 READ_BYTES = 32 * 2**20  # one read: long enough for any disk, short beside any budget
 LEAST_READ_ROWS = 1024
 MOST_CHUNK_ROWS = 2**30
+WEIGHT_BYTES = 8  # float64
 READ_SHARE = 16  # of what the budget leaves for rows, one part is the most that one read takes
 READS_HELD = 2  # one in use, one being read
 
@@ -39,12 +40,12 @@ class FieldWork:
     @property
     def row_bytes(self) -> int:
         """Return the bytes a row takes while it is clustered: values, weight, code."""
-        return 4 * self.dim + 8 * self.weighted + 4
+        return 4 * self.dim + WEIGHT_BYTES * self.weighted + 4
 
     @property
     def piece_row_bytes(self) -> int:
         """Return the bytes a row of a read takes at most: with draws, priorities and distances."""
-        return 4 * self.dim + 8 * self.weighted + 48
+        return 4 * self.dim + WEIGHT_BYTES * self.weighted + 48
 
     def working_bytes(self, threads: int) -> int:
         """Return the bytes of everything but rows: sample, distinct rows, codebooks, partials."""
@@ -117,25 +118,52 @@ def plan_sets(
     """
     sets: list[ResidencySet] = []
     together: list[FieldWork] = []
+    held = _Held()
 
-    def resident(works: list[FieldWork]) -> ResidencySet:
-        read_rows = chunk_rows or min(_read_rows(work, memory) for work in works)
-        return ResidencySet(tuple(works), True, read_rows)
+    def close() -> None:
+        nonlocal held
+        if together:
+            read_rows = chunk_rows or min(_read_rows(work, memory) for work in together)
+            sets.append(ResidencySet(tuple(together), True, read_rows))
+        together.clear()
+        held = _Held()
 
     for work in fields:
-        if resident([*together, work]).bytes_held(threads) <= memory:
+        read_rows = chunk_rows or _read_rows(work, memory)
+        if held.plus(work, read_rows, threads).total > memory:
+            close()
+        if held.plus(work, read_rows, threads).total <= memory:
+            held = held.plus(work, read_rows, threads)
             together.append(work)
-            continue
-        if together:
-            sets.append(resident(together))
-            together = []
-        if resident([work]).bytes_held(threads) <= memory:
-            together = [work]
         else:
             sets.append(_streamed(work, memory, threads, chunk_rows))
-    if together:
-        sets.append(resident(together))
+    close()
     return tuple(sets)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Bytes that a resident set takes at most, field by field, so that planning stays linear."""
+
+    working: int = 0
+    rows: int = 0  # without weights
+    weights: int = 0  # of all rows
+    weighted: bool = False
+    reads: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.working + self.rows + self.reads + (self.weights if self.weighted else 0)
+
+    def plus(self, work: FieldWork, read_rows: int, threads: int) -> _Held:
+        reads = READS_HELD * min(read_rows, work.n_rows) * work.piece_row_bytes
+        return _Held(
+            self.working + work.working_bytes(threads),
+            self.rows + work.n_rows * replace(work, weighted=False).row_bytes,
+            self.weights + work.n_rows * WEIGHT_BYTES,
+            self.weighted or work.weighted,
+            max(self.reads, reads),
+        )
 
 
 def _streamed(work: FieldWork, memory: int, threads: int, chunk_rows: int | None) -> ResidencySet:

@@ -64,7 +64,7 @@ from saec_gpu.backends.simd import (
 from saec_gpu.compiled import inlined
 
 PANEL = 16  # codewords that stand side by side in memory
-GROUP = 4  # codewords ranked at once: 4 x 64 sums are 16 of 32 wide registers
+GROUP = 4  # codewords between two updates of the best one's place: as many as a tag tells apart
 WORST = np.float32(-3e38)  # below every score
 SLACK = 1.02  # the terms of higher order, and the roundings of the bound itself
 UNIT_ROUNDOFF = 2.0**-24
@@ -77,21 +77,16 @@ def bound_factor(dim: int) -> float:
 
 
 @inlined
-def _fold(
-    s0: Any, s1: Any, s2: Any, s3: Any, first: Any, best: Any, second: Any, index: Any
-) -> Any:
-    """Return best score, second best and group of the best after one more group of four codewords.
-
-    Each score carries its place in the group in its lowest bits, so that maxima and minima move
-    both at once: a comparison takes the place of a fused multiply-add, a maximum does not.
-    """
-    s0, s1, s2, s3 = tagged(s0, 0), tagged(s1, 1), tagged(s2, 2), tagged(s3, 3)
-    left, right = larger(s0, s1), larger(s2, s3)
-    top = larger(left, right)
-    other = larger(smaller(left, right), larger(smaller(s0, s1), smaller(s2, s3)))
-    second = larger(larger(second, other), smaller(best, top))
-    index = pick(greater(top, best), splat(ROW_LANES, np.int32(first)), index)
-    return larger(best, top), second, index
+def _score_two(block: Any, dim: Any, panels: Any, at: Any, scores: Any, score: Any) -> Any:
+    """Return the scores of two neighbouring codewords for every row of the block."""
+    s0 = broadcast(ROW_LANES, scores, score)
+    s1 = broadcast(ROW_LANES, scores, score + 1)
+    for j in range(dim):
+        y = load(ROW_LANES, block, j * ROW_LANES)
+        s0 = fma(y, broadcast(ROW_LANES, panels, at), s0)
+        s1 = fma(y, broadcast(ROW_LANES, panels, at + 1), s1)
+        at += PANEL
+    return s0, s1
 
 
 @inlined
@@ -119,21 +114,26 @@ def _rank(
     best = splat(ROW_LANES, WORST)
     second = splat(ROW_LANES, WORST)
     index = splat(ROW_LANES, np.int32(0))
+    # Each score carries its place in the group in its lowest bits, so that maxima and minima move
+    # both at once: a comparison takes the place of a fused multiply-add, a maximum does not. Two
+    # codewords at a time, so that the processor finds the products of the next two while it takes
+    # the maxima of these.
     for first in range(0, n_codewords, GROUP):
         score = first_score + first
-        s0 = broadcast(ROW_LANES, scores, score)
-        s1 = broadcast(ROW_LANES, scores, score + 1)
-        s2 = broadcast(ROW_LANES, scores, score + 2)
-        s3 = broadcast(ROW_LANES, scores, score + 3)
         at = panel + (first // PANEL) * PANEL * dim + first % PANEL
-        for j in range(dim):
-            y = load(ROW_LANES, block, j * ROW_LANES)
-            s0 = fma(y, broadcast(ROW_LANES, panels, at), s0)
-            s1 = fma(y, broadcast(ROW_LANES, panels, at + 1), s1)
-            s2 = fma(y, broadcast(ROW_LANES, panels, at + 2), s2)
-            s3 = fma(y, broadcast(ROW_LANES, panels, at + 3), s3)
-            at += PANEL
-        best, second, index = _fold(s0, s1, s2, s3, first, best, second, index)
+        s0, s1 = _score_two(block, dim, panels, at, scores, score)
+        s0, s1 = tagged(s0, 0), tagged(s1, 1)
+        left = larger(s0, s1)
+        second = larger(second, smaller(s0, s1))
+        s2, s3 = _score_two(block, dim, panels, at + 2, scores, score + 2)
+        s2, s3 = tagged(s2, 2), tagged(s3, 3)
+        right = larger(s2, s3)
+        second = larger(second, smaller(s2, s3))
+        top = larger(left, right)
+        second = larger(second, smaller(left, right))
+        second = larger(second, smaller(best, top))
+        index = pick(greater(top, best), splat(ROW_LANES, np.int32(first)), index)
+        best = larger(best, top)
     norms = splat(ROW_LANES, np.float32(0.0))
     for j in range(dim):
         y = load(ROW_LANES, block, j * ROW_LANES)
@@ -215,7 +215,8 @@ def _fill_block(
     for j in range(by_squares, dim):
         shift = centres[column + j]
         for i in range(ROW_LANES):
-            value = values[row + min(i, n_rows - 1) * dim + j]
+            lane = i if i < n_rows else n_rows - 1
+            value = values[row + lane * dim + j]
             # exact: the product is by a power of two, and the sum of two float32 in float64 is
             # rounded again only by the cast, as in fma (53 ≥ 2·24 + 2 bits)
             block[j * ROW_LANES + i] = np.float32(
@@ -249,7 +250,9 @@ def find_codes(
     """Write the codes of rows, block by block; return how many the filter did not prove."""
     rechecked = 0
     for start in range(0, n_rows, ROW_LANES):
-        lanes = min(ROW_LANES, n_rows - start)
+        lanes = n_rows - start
+        if lanes > ROW_LANES:
+            lanes = ROW_LANES
         at = row + start * dim
         _fill_block(values, at, lanes, dim, scale, centres, column, block)
         unproved = _rank(

@@ -12,8 +12,6 @@ import numpy as np
 
 from saec_gpu.compiled import compiled, inlined
 
-EXPONENT_BIAS = 1022  # frexp writes a positive normal number as m·2^e, 1/2 ≤ m < 1
-
 
 @compiled
 def column_ranges(
@@ -28,29 +26,12 @@ def column_ranges(
         for j in range(dim):
             x = rows[i, j]
             finite += x * np.float32(0.0)  # NaN for NaN and for infinity, else 0
-            minimum[j] = min(minimum[j], x)
-            maximum[j] = max(maximum[j], x)
+            if x < minimum[j]:
+                minimum[j] = x
+            if x > maximum[j]:
+                maximum[j] = x
         if finite != np.float32(0.0):
             return i
-    return -1
-
-
-@compiled
-def count_exponents(
-    weights: Any,  # IN  float64 (n)
-    bits: Any,  # IN  int64 (n): the same memory
-    least: float,
-    greatest: float,
-    counts: Any,  # INOUT int64: number of positive weights by exponent + EXPONENT_BIAS
-) -> int:
-    """Count the weights' exponents; return the first row whose weight is not allowed, or −1."""
-    for i in range(len(weights)):
-        weight = weights[i]
-        if weight == 0.0:
-            continue
-        if not least <= weight <= greatest:
-            return i
-        counts[bits[i] >> 52] += 1
     return -1
 
 
@@ -90,53 +71,6 @@ def collect_distinct(
     return n_found
 
 
-@compiled
-def weighted_mean(rows: Any, weights: Any, mean: Any) -> None:
-    """Write m_j = Σ_i ω_i x_ij / Σ_i ω_i; both sums ascend."""
-    n_rows, dim = rows.shape
-    total = 0.0
-    for i in range(n_rows):
-        total += weights[i]
-    for j in range(dim):
-        mean[j] = 0.0
-    for i in range(n_rows):
-        for j in range(dim):
-            mean[j] += weights[i] * np.float64(rows[i, j])
-    for j in range(dim):
-        mean[j] /= total
-
-
-@compiled
-def weighted_variance(rows: Any, weights: Any, mean: Any) -> Any:
-    """Return V = Σ_j Σ_i ω_i (x_ij − m_j)² / Σ_i ω_i / dim (DEFINITIONS G)."""
-    n_rows, dim = rows.shape
-    total = 0.0
-    for i in range(n_rows):
-        total += weights[i]
-    columns = np.zeros(dim)
-    for i in range(n_rows):
-        for j in range(dim):
-            difference = np.float64(rows[i, j]) - mean[j]
-            columns[j] += weights[i] * (difference * difference)
-    spread = 0.0
-    for j in range(dim):
-        spread += columns[j]
-    return spread / total / dim
-
-
-@compiled
-def squared_shift(new: Any, old: Any) -> float:
-    """Return Σ_c Σ_j (f64(new) − f64(old))²; the sum over j is its own (DEFINITIONS G)."""
-    total = 0.0
-    for c in range(new.shape[0]):
-        moved = 0.0
-        for j in range(new.shape[1]):
-            difference = np.float64(new[c, j]) - np.float64(old[c, j])
-            moved += difference * difference
-        total += moved
-    return total
-
-
 SEED_BLOCK = 512  # distances of one block of sample rows stay in the first cache
 
 
@@ -150,7 +84,9 @@ def lower_distances(
     dim, n_rows = columns.shape
     distances = np.empty(SEED_BLOCK)
     for first in range(0, n_rows, SEED_BLOCK):
-        size = min(SEED_BLOCK, n_rows - first)
+        size = n_rows - first
+        if size > SEED_BLOCK:
+            size = SEED_BLOCK
         for i in range(size):
             distances[i] = 0.0
         for j in range(dim):
@@ -159,7 +95,8 @@ def lower_distances(
                 difference = np.float64(columns[j, first + i]) - c
                 distances[i] += difference * difference
         for i in range(size):
-            least[first + i] = min(least[first + i], distances[i])
+            if distances[i] < least[first + i]:
+                least[first + i] = distances[i]
 
 
 @inlined

@@ -17,9 +17,6 @@ from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.compiled_loops import (
     limbs_to_float,
     lower_distances,
-    squared_shift,
-    weighted_mean,
-    weighted_variance,
     worst_served,
 )
 from saec_gpu.data import (
@@ -77,10 +74,27 @@ class FieldFit:
 
 
 def sample_variance(sample: Sample) -> float:
-    """Return V of DEFINITIONS G."""
-    mean = np.zeros(sample.rows.shape[1])
-    weighted_mean(sample.rows, sample.weights, mean)
-    return float(weighted_variance(sample.rows, sample.weights, mean))
+    """Return V = Σ_j Σ_i ω_i (x_ij − m_j)² / Σ_i ω_i / dim, the mean m_j weighted (DEFINITIONS G).
+
+    Every sum ascends: np.cumsum adds one after another, where np.sum would add in pairs.
+    """
+    weight = _ascending_sum(sample.weights)
+    by_column = np.empty(sample.rows.shape[1])
+    for j, column in enumerate(sample.rows.T):
+        x = column.astype(np.float64)
+        centred = x - _ascending_sum(sample.weights * x) / weight
+        by_column[j] = _ascending_sum(sample.weights * (centred * centred))
+    return _ascending_sum(by_column) / weight / len(by_column)
+
+
+def squared_shift(new: Float32, old: Float32) -> float:
+    """Return Σ_c Σ_j (f64(new) − f64(old))², the sum over columns first (DEFINITIONS G)."""
+    moved = new.astype(np.float64) - old
+    return _ascending_sum(np.cumsum(moved * moved, axis=1)[:, -1])
+
+
+def _ascending_sum(values: Float64) -> float:
+    return float(np.cumsum(values)[-1])
 
 
 def fit_pass(

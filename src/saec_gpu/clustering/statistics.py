@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from saec_gpu.clustering.compiled_loops import (
-    EXPONENT_BIAS,
     collect_distinct,
     column_ranges,
-    count_exponents,
 )
 from saec_gpu.clustering.sampling import Sampler
 from saec_gpu.data import FixedPoint, Float32, Float64, Statistics
@@ -74,7 +74,7 @@ class StatisticsBuilder:
         self._n_rows = n_rows
         self._minimum: Float32 = np.full(dim, np.inf, np.float32)
         self._maximum: Float32 = np.full(dim, -np.inf, np.float32)
-        self._exponents = np.zeros(2 * EXPONENT_BIAS + 2, np.int64)
+        self._exponents: Counter[int] = Counter()
         self._distinct = _Distinct(n_codewords, dim)
         self._sampler = Sampler(n_rows, dim, n_codewords, seed, field)
         # Weights that turn out to be all zero count as all one, which is known only at the end.
@@ -98,7 +98,7 @@ class StatisticsBuilder:
             )
         if weights is not None:
             self._add_weights(start, weights)
-        if weights is not None and self._unweighted is not None and not self._exponents.any():
+        if weights is not None and self._unweighted is not None and not self._exponents:
             self._unweighted.add(start, rows, None)
         elif self._unweighted is not None:
             self._unweighted = None
@@ -106,21 +106,20 @@ class StatisticsBuilder:
         self._sampler.add(start, rows, weights)
 
     def _add_weights(self, start: int, weights: Float64) -> None:
-        bad = count_exponents(
-            weights, weights.view(np.int64), LEAST_WEIGHT, GREATEST_WEIGHT, self._exponents
-        )
-        if bad >= 0:
+        allowed = (weights >= LEAST_WEIGHT) & (weights <= GREATEST_WEIGHT)
+        bad = np.flatnonzero(~(allowed | (weights == 0.0)))
+        if len(bad):
+            row = int(bad[0])
             raise WeightError(
-                f'row {start + bad} of field "{self._field}" has weight {float(weights[bad])!r}; a '
+                f'row {start + row} of field "{self._field}" has weight {float(weights[row])!r}; a '
                 "weight is 0 or a finite number from 2^-400 to 2^400"
             )
+        exponents, counts = np.unique(np.frexp(weights[allowed])[1], return_counts=True)
+        self._exponents.update(dict(zip(exponents.tolist(), counts.tolist(), strict=True)))
 
     def statistics(self) -> Statistics:
         """Return the statistics of all rows taken."""
-        exponents = {
-            int(place) - EXPONENT_BIAS: int(self._exponents[place])
-            for place in np.flatnonzero(self._exponents)
-        }
+        exponents = dict(sorted(self._exponents.items()))
         weighted = bool(exponents)
         sampler = self._sampler
         if not weighted:
