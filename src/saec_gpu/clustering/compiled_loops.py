@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from saec_gpu.compiled import compiled, inlined
+from saec_gpu.compiled import compiled
 
 
 @compiled
@@ -97,48 +97,6 @@ def lower_distances(
         for i in range(size):
             if distances[i] < least[first + i]:
                 least[first + i] = distances[i]
-
-
-@inlined
-def _first_above(ascending: Any, bound: float) -> Any:
-    """Return the first place above the bound, as np.searchsorted, which takes 3 s to compile."""
-    low, high = 0, len(ascending)
-    while low < high:
-        middle = (low + high) // 2
-        if ascending[middle] > bound:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-@compiled
-def draw_seeds(
-    columns: Any,  # IN  float32 (dim, m)
-    weights: Any,  # IN  float64 (m): ω
-    uniforms: Any,  # IN  float64 (k): U(r) of each draw
-    chosen: Any,  # OUT int64 (k): sample rows
-) -> int:
-    """Draw k-means++ seeds, one uniform each; return how many there are (DEFINITIONS D)."""
-    dim, n_rows = columns.shape
-    least = np.empty(n_rows)
-    for i in range(n_rows):
-        least[i] = np.inf
-    cumulative = np.empty(n_rows)
-    codeword = np.empty(dim, np.float32)
-    for number in range(len(uniforms)):
-        total = 0.0
-        for i in range(n_rows):
-            total += weights[i] if number == 0 else weights[i] * least[i]
-            cumulative[i] = total
-        if total == 0.0:
-            return number
-        row = _first_above(cumulative, uniforms[number] * total)
-        chosen[number] = row
-        for j in range(dim):
-            codeword[j] = columns[j, row]
-        lower_distances(columns, codeword, least)
-    return len(uniforms)
 
 
 @compiled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from saec_gpu.clustering.compiled_loops import draw_seeds
+from saec_gpu.clustering.compiled_loops import lower_distances
 from saec_gpu.clustering.sampling import random_stream, uniforms
 from saec_gpu.data import Float32, Sample
 
@@ -33,8 +33,17 @@ def seed_codewords(sample: Sample, n_codewords: int, seed: int, field: str) -> F
     if n_codewords > MOST_DRAWN:
         order = np.lexsort((sample.index, -sample.priority))[:n_codewords]
         return sample.rows[order]
-    raw = random_stream("seed", seed, field).random_raw(n_codewords)
-    chosen = np.zeros(n_codewords, np.int64)
+    draws = uniforms(random_stream("seed", seed, field).random_raw(n_codewords))
     columns = np.ascontiguousarray(sample.rows.T)
-    found = draw_seeds(columns, sample.weights, uniforms(raw), chosen)
-    return sample.rows[chosen[:found]]
+    least = np.full(len(sample.index), np.inf)
+    chosen: list[int] = []
+    chances = sample.weights
+    for draw in draws:
+        cumulative = np.cumsum(chances)  # one after another, as DEFINITIONS asks of every sum
+        if cumulative[-1] == 0.0:
+            break
+        row = int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
+        chosen.append(row)
+        lower_distances(columns, sample.rows[row], least)
+        chances = sample.weights * least
+    return sample.rows[chosen]
