@@ -42,7 +42,7 @@ from saec_gpu.manifest import (
 from saec_gpu.packing import code_dtype, open_planes, row_numbers, take, unpack
 from saec_gpu.sources.raw import RawArray
 from saec_gpu.sources.safetensors import open_safetensors
-from saec_gpu.sources.stored import listed, storage_dtype
+from saec_gpu.sources.stored import listed, storage_dtype, widened_bfloat16
 
 if TYPE_CHECKING:
     from saec_gpu.verification import Verification
@@ -419,5 +419,5 @@ def _load_field(path: str, name: str) -> CompressedField:
 def _float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """Return stored values as float32: widened exactly, float64 rounded once."""
     if dtype == "bfloat16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
+        return widened_bfloat16(values)
     return values.astype(np.float32, copy=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -258,7 +260,9 @@ class CpuBackend:
         for thread in threads:
             thread.carry()
         return {
-            name: sum_partials([_partial(codebooks, number, thread) for thread in threads])
+            name: functools.reduce(
+                operator.add, [_partial(codebooks, number, thread) for thread in threads]
+            )
             for name, number in codebooks.slot_of.items()
             if codebooks.codebooks[number].fixed_point is not None
         }
@@ -353,14 +357,6 @@ def _partial(codebooks: CpuCodebooks, number: int, thread: _Accumulators) -> Par
         thread.sums_low[words].reshape(n_codewords, dim).copy() if wide else None,
         thread.weight_sums_low[scores].copy() if wide else None,
     )
-
-
-def sum_partials(partials: list[Partial]) -> Partial:
-    """Return the partial of all rows together."""
-    total = partials[0]
-    for partial in partials[1:]:
-        total = total + partial
-    return total
 
 
 def _free_memory() -> int:

@@ -134,7 +134,6 @@ def _binary(emit: Callable[[Any, Any, Any], Any], result: Any = None) -> Any:
     return operation
 
 
-add = _binary(lambda builder, x, y: builder.fadd(x, y))
 sub = _binary(lambda builder, x, y: builder.fsub(x, y))
 mul = _binary(lambda builder, x, y: builder.fmul(x, y))
 add_int = _binary(lambda builder, x, y: builder.add(x, y))

@@ -184,12 +184,12 @@ def read_converted(array: StoredArray, start: int, out: NDArray[Any], label: str
         with np.errstate(all="ignore"):
             np.copyto(
                 out[done : done + len(part)],
-                _widened(part) if array.dtype == "bfloat16" else part,
+                widened_bfloat16(part) if array.dtype == "bfloat16" else part,
                 casting="same_kind",
             )
 
 
-def _widened(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+def widened_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Return bfloat16 values, given as bits, as float32: the same bits with sixteen zeros below."""
     wide = bits.astype(np.uint32)
     wide <<= 16
