@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import reference
+from conftest import EMULATED
 from saec_gpu.backends import open_backend
+from saec_gpu.backends.cupy_cuda import CudaBackend
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
@@ -131,6 +133,15 @@ def whole(partial: Partial) -> reference.Partial:
         joined(partial.weight_sums, partial.weight_sums_low).tolist(),
         partial.counts.tolist(),
     )
+
+
+def opened(name: str, *, threads: int | None = None) -> Backend:
+    """Return a backend by its name, those of EMULATED among them."""
+    if name not in EMULATED:
+        return open_backend(name, threads=threads)
+    from emulated_device import EmulatedDevice
+
+    return CudaBackend(EmulatedDevice(seed=EMULATED[name]), threads)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,10 @@ hypothesis.settings.load_profile("saec")  # no deadline: the first example compi
 
 _SEED = pytest.StashKey[int]()
 
+# The kernels on a machine without a GPU, by name of the backend; a seed draws the order of threads,
+# copies and sums.
+EMULATED = {"emulated": 0, **{f"emulated-{seed}": seed for seed in (1, 2, 3, 5)}}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -50,11 +54,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # Here and not in a fixture: a run that was asked for a backend must not pass without it.
     from saec_gpu.backends.protocol import known_backends
 
+    known = [*known_backends(), *EMULATED]
     for name in _backends(config):
-        if name not in known_backends():
-            raise pytest.UsageError(
-                f"--backends names {name!r}; known are: {', '.join(known_backends())}"
-            )
+        if name not in known:
+            raise pytest.UsageError(f"--backends names {name!r}; known are: {', '.join(known)}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import reference
-from builders import HUGE, ROW_KINDS, TINY, column, definition, rows_of
-from saec_gpu.backends import open_backend
+from builders import HUGE, ROW_KINDS, TINY, column, definition, opened, rows_of
 from saec_gpu.backends.cpu import CpuBackend
 from saec_gpu.data import Codebook, Float32, chunk_of
 
@@ -117,7 +116,7 @@ DIMS = [1, 2, 3, 7, 15, 16, 17, 31, 33, 64, 130, 1024]
 
 def assert_defined(backend_name: str, rows: Float32, codewords: Float32) -> None:
     """Fail unless codes and distances are the definition's."""
-    backend = open_backend(backend_name, threads=1)
+    backend = opened(backend_name, threads=1)
     codebooks = backend.load_codebooks({"x": Codebook(codewords)})
     found = backend.assign(backend.load_rows(chunk_of("x", rows)), codebooks, distances=True)
     exact = definition(rows, codewords)

@@ -65,7 +65,7 @@ def test_expected_outcomes_pass(tmp_path: Path) -> None:
 def test_unknown_backend_fails_the_run(tmp_path: Path) -> None:
     result = run_pytest(tmp_path, {}, "--backends", "cpu,abacus")
     assert result.returncode != 0
-    assert "'abacus'; known are: cpu" in result.stderr
+    assert "'abacus'; known are: cpu, cupy, numba, emulated" in result.stderr
 
 
 def test_backend_name_takes_each_name(tmp_path: Path) -> None:

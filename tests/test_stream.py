@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import saec_gpu as saec
+from saec_gpu.backends.cpu import CpuBackend
 from saec_gpu.data import Chunk, Float32
 from saec_gpu.errors import LayoutError, ParamError, SourceError
 from saec_gpu.layout import TILE_ROWS, lay_out
@@ -69,8 +71,10 @@ def stream_of(
     read_rows: int,
     by_piece: bool = False,
 ) -> RowStream:
-    planned = ResidencySet(tuple(work_of(source, weights)), resident, read_rows)
-    return RowStream(source, weights, planned, by_piece=by_piece)
+    works = tuple(work_of(source, weights))
+    stay = sum(work.n_rows for work in works) if resident else 0
+    planned = ResidencySet(works, stay, read_rows)
+    return RowStream(source, weights, planned, CpuBackend(1), by_piece=by_piece)
 
 
 def copied(chunk: Chunk) -> list[tuple[str, int, list[list[float]], list[float] | None]]:
@@ -93,10 +97,11 @@ def planned_bytes(planned: ResidencySet, threads: int) -> int:
     """What a set takes: working memory of all, the largest reads, and values, weights, codes."""
     working = sum(work.working_bytes(threads) for work in planned.fields)
     reads = [min(planned.read_rows, w.n_rows) * w.piece_row_bytes for w in planned.fields]
-    rows = 0
+    weight = 8 * any(work.weighted for work in planned.fields)  # one buffer for all fields
     if planned.resident:
-        weight = 8 * any(work.weighted for work in planned.fields)  # one buffer for all fields
         rows = sum(work.n_rows * (4 * work.dim + weight + 4) for work in planned.fields)
+    else:
+        rows = planned.resident_rows * (4 * planned.fields[0].dim + weight + 4)
     return working + READS_HELD * max(reads) + rows
 
 
@@ -143,7 +148,7 @@ def test_sets_stay_within_the_memory(rng: np.random.Generator, chunk_rows: int |
         try:
             sets = plan_sets(works, memory=memory, threads=2, chunk_rows=chunk_rows)
         except ParamError:
-            assert max(work.streamed_bytes(2) for work in works) > memory
+            assert max(work.streamed_bytes(2, READS_HELD) for work in works) > memory
             continue
         assert [work for planned in sets for work in planned.fields] == works
         for planned in sets:
@@ -153,6 +158,12 @@ def test_sets_stay_within_the_memory(rng: np.random.Generator, chunk_rows: int |
                 # even with all rows read at once it would not have fitted
                 whole = READS_HELD * work.n_rows * work.piece_row_bytes
                 assert work.resident_bytes(2) + whole > memory
+                # what stays is whole reads, and one more would not have fitted
+                assert planned.resident_rows % planned.read_rows == 0
+                assert planned.resident_rows < work.n_rows
+                more = planned.resident_rows + planned.read_rows
+                if more < work.n_rows:
+                    assert planned_bytes(replace(planned, resident_rows=more), 2) > memory
             resident += planned.resident
             streamed += not planned.resident
     assert min(resident, streamed) > 100
@@ -177,7 +188,7 @@ def test_rows_take_what_the_plan_says(weighted: bool) -> None:
     weights = open_weights({"b": np.ones(10)}, source) if weighted else None
     works = work_of(source, weights)
     (planned,) = plan_sets(works, memory=64 * MIB, threads=1, chunk_rows=None)
-    (chunk,) = RowStream(source, weights, planned, by_piece=False).chunks(["a", "b"])
+    (chunk,) = RowStream(source, weights, planned, CpuBackend(1), by_piece=False).passed(["a", "b"])
     taken = chunk.values.nbytes + (0 if chunk.weights is None else chunk.weights.nbytes)
     codes = 4 * chunk.layout.n_rows
     assert taken + codes == planned.rows_held()
@@ -192,7 +203,7 @@ def test_chunk_rows_are_honoured(chunk_rows: int) -> None:
 
 def test_too_little_memory_names_what_is_needed() -> None:
     work = FieldWork("item", 10**8, 64, False, 65_536)
-    needed = work.streamed_bytes(4)
+    needed = work.streamed_bytes(4, READS_HELD)
     message = rf'memory of 1000000 bytes .* "item" with 65536 codewords .* needs {needed} .*threads'
     with pytest.raises(ParamError, match=message):
         plan_sets([work], memory=1_000_000, threads=4, chunk_rows=None)
@@ -269,9 +280,9 @@ def test_resident_rows_are_read_once_for_all_passes() -> None:
     arrays = {"a": CountingArray(numbered(97, 3)), "b": CountingArray(numbered(31, 2, 5000))}
     stream = stream_of(TableSource(arrays), resident=True, read_rows=10)
     for piece in stream.pieces(["a", "b"]):
-        assert piece.layout.n_rows <= 10
+        assert piece.segment.n_rows <= 10
     for _ in range(3):
-        (chunk,) = stream.chunks(["a", "b"])
+        (chunk,) = stream.passed(["a", "b"])
         assert copied(chunk) == [
             ("a", 0, arrays["a"].rows.tolist(), None),
             ("b", 0, arrays["b"].rows.tolist(), None),
@@ -286,7 +297,7 @@ def test_resident_fields_are_read_when_they_are_first_asked_for() -> None:
     arrays = {name: CountingArray(numbered(20, 2, first)) for first, name in enumerate("abc")}
     stream = stream_of(TableSource(arrays), resident=True, read_rows=7)
     for fields in (["b"], ["b", "c"], ["c"]):
-        (chunk,) = stream.chunks(fields)
+        (chunk,) = stream.passed(fields)
         for segment in chunk.layout.segments:
             if segment.field in fields:
                 expected = arrays[segment.field].rows.tolist()
@@ -299,7 +310,7 @@ def test_resident_rows_come_by_piece_when_asked() -> None:
     array = CountingArray(numbered(97, 3))
     stream = stream_of(TableSource({"x": array}), resident=True, read_rows=10, by_piece=True)
     for _ in range(3):
-        chunks = list(stream.chunks(["x"]))  # kept: resident pieces stay as they are
+        chunks = list(stream.passed(["x"]))  # kept: resident pieces stay as they are
         assert [chunk.layout.n_rows for chunk in chunks] == [10] * 9 + [7]
         found = np.concatenate([chunk.rows(chunk.layout.segments[0]) for chunk in chunks])
         assert found.tolist() == array.rows.tolist()
@@ -313,9 +324,34 @@ def test_streamed_rows_are_read_once_a_pass(read_rows: int) -> None:
     stream = stream_of(TableSource({"x": array}), resident=False, read_rows=read_rows)
     for _ in range(3):
         array.reads.clear()
-        found = [row for chunk in stream.chunks(["x"]) for row in copied(chunk)[0][2]]
+        found = [row for chunk in stream.passed(["x"]) for row in copied(chunk)[0][2]]
         assert found == array.rows.tolist()
         assert array.reads == [(i, min(read_rows, 97 - i)) for i in range(0, 97, read_rows)]
+
+
+@pytest.mark.parametrize("resident_rows", [0, 7, 14, 91])
+def test_the_first_rows_of_a_large_field_stay(resident_rows: int) -> None:
+    array, weights = CountingArray(numbered(97, 3)), np.arange(97) + 0.5
+    source = TableSource({"x": array})
+    own = open_weights({"x": weights}, source)
+    planned = ResidencySet(tuple(work_of(source, own)), resident_rows, 7)
+    stream = RowStream(source, own, planned, CpuBackend(1), by_piece=False)
+    reads = [(i, min(7, 97 - i)) for i in range(0, 97, 7)]
+    assert [(r.start, r.n_rows) for r in planned.reads(["x"])] == reads
+    for first in (True, False):
+        array.reads.clear()
+        for piece in stream.pieces(["x"]):
+            part = slice(piece.segment.start, piece.segment.start + piece.segment.n_rows)
+            expected = ("x", part.start, array.rows[part].tolist(), weights[part].tolist())
+            assert copied(piece.rows) == [expected]
+            assert piece.weights is not None
+            assert piece.weights.tolist() == expected[3]
+        assert array.reads == (reads if first else reads[resident_rows // 7 :])
+    for _ in range(2):
+        array.reads.clear()
+        found = [copied(chunk)[0] for chunk in stream.passed(["x"])]
+        assert [row for _, _, rows, _ in found for row in rows] == array.rows.tolist()
+        assert array.reads == reads[resident_rows // 7 :]
 
 
 @pytest.mark.parametrize("slow", ["reader", "user", "either"])
@@ -328,7 +364,8 @@ def test_a_chunk_keeps_its_values_while_the_next_is_read(slow: str) -> None:
     own = open_weights({"x": weights}, source)
     stream = stream_of(source, own, resident=False, read_rows=7)
     buffers = set()
-    for number, chunk in enumerate(stream.pieces(["x"])):
+    for number, piece in enumerate(stream.pieces(["x"])):
+        chunk = piece.rows
         for _ in range(2):  # before and after the reader had time to go on
             part = slice(7 * number, 7 * number + 7)
             expected = ("x", 7 * number, rows[part].tolist(), weights[part].tolist())
@@ -342,9 +379,9 @@ def test_a_chunk_keeps_its_values_while_the_next_is_read(slow: str) -> None:
 def test_fields_without_weights_weigh_one_beside_others() -> None:
     source = open_tables({"a": numbered(5, 2), "b": numbered(6, 2), "c": numbered(7, 2)})
     own = open_weights({"b": np.arange(6)}, source)
-    (chunk,) = stream_of(source, own, resident=True, read_rows=4).chunks(["a", "b", "c"])
+    (chunk,) = stream_of(source, own, resident=True, read_rows=4).passed(["a", "b", "c"])
     assert [weights for *_, weights in copied(chunk)] == [[1.0] * 5, [*range(6)], [1.0] * 7]
-    (chunk,) = stream_of(source, resident=True, read_rows=4).chunks(["a"])
+    (chunk,) = stream_of(source, resident=True, read_rows=4).passed(["a"])
     assert chunk.weights is None
 
 
@@ -352,8 +389,8 @@ def test_a_field_without_rows_yields_nothing() -> None:
     source = open_tables({"a": numbered(5, 2), "b": np.zeros((0, 2), np.float32)})
     stream = stream_of(source, resident=True, read_rows=4)
     assert list(stream.pieces(["b"])) == []
-    assert [chunk.layout.n_rows for chunk in stream.pieces(["a", "b"])] == [4, 1]
-    assert [chunk.layout.n_rows for chunk in stream.chunks(["b"])] == [5]
+    assert [piece.segment.n_rows for piece in stream.pieces(["a", "b"])] == [4, 1]
+    assert [chunk.layout.n_rows for chunk in stream.passed(["b"])] == [5]
 
 
 @pytest.mark.parametrize("resident", [True, False])
@@ -365,11 +402,11 @@ def test_an_error_of_the_reading_thread_reaches_the_user(resident: bool, fails_a
     stream = stream_of(source, resident=resident, read_rows=7)
     pieces = iter(stream.pieces(["x"]))
     for _ in range(fails_at // 7):
-        assert next(pieces).layout.n_rows == 7
+        assert next(pieces).segment.n_rows == 7
     with pytest.raises(SourceError, match=f"row {fails_at} cannot be read"):
         next(pieces)
     with pytest.raises(SourceError, match=f"row {fails_at} cannot be read"):
-        list(stream.chunks(["x"]))  # what was not read is not taken for read
+        list(stream.passed(["x"]))  # what was not read is not taken for read
     assert threading.active_count() == before
 
 
@@ -382,7 +419,7 @@ def test_a_user_may_stop_early() -> None:
         next(iter(pieces))
         pieces.close()  # type: ignore[attr-defined]
         assert threading.active_count() == before
-        found = [row for chunk in stream.chunks(["x"]) for row in copied(chunk)[0][2]]
+        found = [row for chunk in stream.passed(["x"]) for row in copied(chunk)[0][2]]
         assert found == array.rows.tolist()
 
 
@@ -397,11 +434,11 @@ class NumbersOnDemand:
 def test_rows_above_32_bits_are_asked_for() -> None:
     # RELIABILITY 9, 11, 12
     n = 2**32 + 5
-    planned = ResidencySet((FieldWork("x", n, 1, False, 2),), False, 2**20)
+    planned = ResidencySet((FieldWork("x", n, 1, False, 2),), 0, 2**20)
     source = cast("TableSource", NumbersOnDemand())
     chunks = 0
-    for chunk in RowStream(source, None, planned, by_piece=True).pieces(["x"]):
-        (segment,) = chunk.layout.segments
+    for piece in RowStream(source, None, planned, CpuBackend(1), by_piece=True).pieces(["x"]):
+        segment, chunk = piece.segment, piece.rows
         assert segment.start == chunks * 2**20
         assert chunk.values[-1] == (segment.start + segment.n_rows) % 2**20
         if segment.n_rows > 1 and chunks < 2**12:
@@ -420,6 +457,9 @@ def test_compress_reads_a_field_that_fits_once(tmp_path: Path, rng: np.random.Ge
         max_iter=3, tol=0.0,
     )  # fmt: skip
     assert arrays["fits"].rows_read == 3000
-    # statistics, each pass of the fit, codes
+    # statistics, each pass of the fit, codes: each reads what does not stay
     assert artifact["too large"].record["iterations"] == 3
-    assert arrays["too large"].rows_read == 5 * 60_000
+    (_, planned) = artifact.run["residency_sets"]
+    stay = planned["resident_rows"]
+    assert 0 < stay < 60_000
+    assert arrays["too large"].rows_read == stay + 5 * (60_000 - stay)

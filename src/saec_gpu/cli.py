@@ -153,7 +153,13 @@ Ratio = Annotated[
     float | None,
     typer.Option(help="Instead of --codewords: how many times smaller, counted bytes."),
 ]
-Backend = Annotated[Literal["auto", "cpu"], typer.Option(help="Where to compute.")]
+Backend = Annotated[
+    Literal["auto", "cpu", "cupy", "numba"],
+    typer.Option(
+        help="Where to compute: cupy and numba on an NVIDIA GPU; auto takes one if it can. All give the "
+        "same bytes; `saec doctor` tells what can run here."
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Cores to use; all if not given.")]
 Memory = Annotated[
     str | None,

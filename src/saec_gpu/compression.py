@@ -16,11 +16,12 @@ import numpy as np
 from saec_gpu.artifact import Artifact, load
 from saec_gpu.artifact_writer import check_out, write_artifact
 from saec_gpu.backends import open_backend
+from saec_gpu.backends.protocol import Backend
 from saec_gpu.checkpoint import Checkpoint, is_codes_name
 from saec_gpu.clustering.budget import CodewordsParam, codewords_by_field, codewords_for_ratio
 from saec_gpu.data import Progress, ProgressFunction
 from saec_gpu.durable import scratch_beside
-from saec_gpu.errors import ArtifactError, ParamError
+from saec_gpu.errors import ArtifactError, DeviceMemoryError, ParamError
 from saec_gpu.pipeline import Params, Pipeline
 from saec_gpu.sources import TableField, TableSource, open_tables, open_weights
 from saec_gpu.stream import ResidencySet, plan_sets
@@ -41,7 +42,7 @@ def compress(
     codewords: CodewordsParam | None = None,
     ratio: float | None = None,
     out: str | os.PathLike[str],
-    backend: str = "auto",
+    backend: str | Backend = "auto",
     seed: int = 0,
     max_iter: int = 25,
     tol: float = 1e-4,
@@ -72,8 +73,9 @@ def compress(
         How many times smaller the tables shall be, counted bytes; instead of `codewords`.
     out : path
         Folder to write, customarily `*.saec`.
-    backend : {"auto", "cpu"}
-        Where to compute.
+    backend : {"auto", "cpu", "cupy", "numba"} or Backend
+        Where to compute: a name, or a backend opened before, for a certain device. "auto" takes a
+        CUDA device where one can be used.
     seed : int
         Keys every random draw.
     max_iter : int
@@ -83,8 +85,9 @@ def compress(
     chunk_rows : int, optional
         Rows of one read; chosen from the memory if not given.
     memory : int or str, optional
-        Bytes ("500MB", "2GiB") for rows and all that is made of them; half of what is free if not
-        given. A table that does not fit is read again in each pass.
+        Bytes ("500MB", "2GiB") of the backend's memory (a device's own) for rows and all that is
+        made of them; if not given, half of what is free, four fifths on a device. Of a table that
+        does not fit the first rows stay and the others are read again in each pass.
     threads : int, optional
         Cores to use; all if not given.
     checkpoint : path, optional
@@ -119,7 +122,7 @@ def compress(
     source = open_tables(tables, fields=fields)
     weight_source = None if weights is None else open_weights(weights, source)
     params = _checked_params(source, codewords, ratio, seed, max_iter, tol, chunk_rows)
-    engine = open_backend(backend, threads=threads)
+    engine = open_backend(backend, threads=threads) if isinstance(backend, str) else backend
     identity = {
         "parameters": params.manifest(),
         "codewords": dict(params.codewords),
@@ -141,9 +144,7 @@ def compress(
             source, weight_source, params, engine, folder, kept, progress or (lambda _: None),
             by_piece=chunk_rows is not None,
         )  # fmt: skip
-        sets = _plan(run, memory, chunk_rows)
-        for planned in sets:
-            run.cluster(planned)
+        sets = _cluster(run, memory, chunk_rows)
         encoded = [run.encoded(name) for name in source.fields]
         run.progress(Progress("write", 0, len(encoded), "fields"))
         artifact = write_artifact(
@@ -230,22 +231,42 @@ def _finished(kept: Checkpoint, out: Path) -> Artifact | None:
     return artifact if artifact.run.get("run_id") == kept.run_id else None
 
 
-def _plan(
+def _cluster(
     run: Pipeline, memory: int | str | None, chunk_rows: int | None
-) -> tuple[ResidencySet, ...]:
+) -> list[ResidencySet]:
+    """Cluster all fields set by set; return the sets. Where a device is full, sets get smaller."""
     budget = run.backend.memory_budget() if memory is None else parse_bytes(memory)
-    works = [run.work(name) for name in run.unfinished()]
-    sets = plan_sets(works, memory=budget, threads=run.backend.threads, chunk_rows=chunk_rows)
-    for planned in sets:
-        logger.info(
-            "fields: %d, rows: %s: %s",
-            len(planned.fields),
-            f"{sum(work.n_rows for work in planned.fields):,}",
-            "read once and kept in memory"
-            if planned.resident
-            else "larger than the memory, read in each pass",
-        )
-    return sets
+    done: list[ResidencySet] = []
+    full: DeviceMemoryError | None = None
+    while names := run.unfinished():
+        try:
+            sets = plan_sets(
+                [run.work(name) for name in names], memory=budget, threads=run.backend.threads,
+                chunk_rows=chunk_rows, reads_held=run.backend.reads_held,
+            )  # fmt: skip
+        except ParamError as err:
+            raise full or err from err
+        try:
+            for planned in sets:
+                _log(planned)
+                run.cluster(planned)
+                done.append(planned)
+        except DeviceMemoryError as err:
+            budget //= 2
+            full = err
+            logger.warning("%s; going on with sets of at most %s bytes", err, f"{budget:,}")
+    return done
+
+
+def _log(planned: ResidencySet) -> None:
+    logger.info(
+        "fields: %d, rows: %s: %s",
+        len(planned.fields),
+        f"{sum(work.n_rows for work in planned.fields):,}",
+        "read once and kept in memory"
+        if planned.resident
+        else f"larger than the memory, all but {planned.resident_rows:,} read in each pass",
+    )
 
 
 def _run_record(
@@ -264,7 +285,12 @@ def _run_record(
         "chunk_rows": chunk_rows,
         "memory": memory,
         "residency_sets": [
-            {"fields": len(s.fields), "resident": s.resident, "read_rows": s.read_rows}
+            {
+                "fields": len(s.fields),
+                "resident": s.resident,
+                "resident_rows": s.resident_rows,
+                "read_rows": s.read_rows,
+            }
             for s in sets
         ],
         "source": run.source.path,

@@ -39,6 +39,14 @@ class BackendUnavailableError(SaecError, RuntimeError):
     """The backend that was asked for cannot run here."""
 
 
+class DeviceError(SaecError, RuntimeError):
+    """A device refused or failed at what it was asked to do."""
+
+
+class DeviceMemoryError(SaecError, MemoryError):
+    """A device has not as much memory left as was asked for."""
+
+
 class MissingExtraError(SaecError, ImportError):
     """A package of an optional extra is needed and not installed."""
 

@@ -12,7 +12,7 @@ from saec_gpu.clustering.budget import encoded_bytes
 from saec_gpu.clustering.statistics import GREATEST_WEIGHT, LEAST_WEIGHT
 from saec_gpu.errors import ParamError, WeightError
 from saec_gpu.sources import TableField, TableSource, WeightSource
-from saec_gpu.stream import FieldWork, ResidencySet, plan_sets
+from saec_gpu.stream import READS_HELD, FieldWork, ResidencySet, plan_sets
 
 READ_ROWS = 1 << 20
 
@@ -116,7 +116,8 @@ def inspect_tables(
         except ParamError:
             return ()
 
-    together = ResidencySet(tuple(works), True, 1).bytes_held(threads)
+    n_rows = sum(work.n_rows for work in works)
+    together = ResidencySet(tuple(works), n_rows, 1).bytes_held(threads, READS_HELD)
     return Inspection(
         tuple(fields),
         _least(lambda memory: [one.resident for one in plan(memory)] == [True], above=together),

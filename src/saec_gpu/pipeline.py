@@ -20,7 +20,7 @@ from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
 from saec_gpu.clustering.seeding import seed_codewords
 from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
-from saec_gpu.data import Chunk, Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
+from saec_gpu.data import Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
 from saec_gpu.packing import PlaneWriter
 from saec_gpu.sources import TableSource, WeightSource
 from saec_gpu.stream import FieldWork, ResidencySet, RowStream
@@ -93,8 +93,10 @@ class Pipeline:
 
     def cluster(self, planned: ResidencySet) -> None:
         """Take the fields of one set from rows to codes."""
-        stream = RowStream(self.source, self.weights, planned, by_piece=self.by_piece)
+        stream = RowStream(self.source, self.weights, planned, self.backend, by_piece=self.by_piece)
         names = [work.name for work in planned.fields]
+        for name in names:
+            self.rechecked.pop(name, None)  # of a try that ended for want of memory
         statistics = self._timed("statistics", self._statistics, stream, names)
         whole = {
             name
@@ -141,8 +143,9 @@ class Pipeline:
         total = stream.rows_of(missing)
         done = 0
         builder: StatisticsBuilder | None = None
-        for chunk in stream.pieces(missing):
-            (segment,) = chunk.layout.segments
+        for piece in stream.pieces(missing):
+            segment, chunk = piece.segment, piece.chunk
+            assert chunk is not None  # nothing was read before
             name = segment.field
             table = self.source.fields[name]
             if builder is None:
@@ -151,7 +154,7 @@ class Pipeline:
                     weighted=self.weighted(name),
                 )  # fmt: skip
             builder.add(
-                segment.start, chunk.rows(segment), chunk.weights if self.weighted(name) else None
+                segment.start, chunk.rows(segment), piece.weights if self.weighted(name) else None
             )
             done += segment.n_rows
             self.progress(Progress("statistics", done, total))
@@ -183,12 +186,12 @@ class Pipeline:
         return fits
 
     def _fit(self, stream: RowStream, fits: Mapping[str, FieldFit]) -> None:
-        def chunks(active: Collection[str]) -> Iterator[Chunk]:
+        def passes(active: Collection[str]) -> Iterator[Any]:
             total, done = stream.rows_of(active), 0
             iteration = 1 + max(fits[name].iterations for name in active)
-            for chunk in stream.chunks(active):
-                yield chunk
-                done += sum(s.n_rows for s in chunk.layout.segments if s.field in active)
+            for rows in stream.passed(active):
+                yield rows
+                done += sum(s.n_rows for s in rows.layout.segments if s.field in active)
                 self.progress(Progress("fit", done, total, "rows", iteration, len(active)))
 
         def after_pass(rechecked: Mapping[str, int]) -> None:
@@ -198,7 +201,7 @@ class Pipeline:
                 self.checkpoint.save_fits({self.numbers[n]: fits[n] for n in rechecked})
 
         fit(
-            self.backend, chunks, fits, tol=self.params.tol, max_iter=self.params.max_iter,
+            self.backend, passes, fits, tol=self.params.tol, max_iter=self.params.max_iter,
             after_pass=after_pass,
         )  # fmt: skip
 
@@ -214,8 +217,8 @@ class Pipeline:
         total, done = stream.rows_of(final.keys()), 0
         writer: PlaneWriter | None = None
         with ExitStack() as stack:
-            for chunk in stream.pieces(final.keys()):
-                (segment,) = chunk.layout.segments
+            for piece in stream.pieces(final.keys()):
+                segment = piece.segment
                 name = segment.field
                 if writer is None:
                     writer = stack.enter_context(
@@ -227,12 +230,10 @@ class Pipeline:
                     )
                     errors = ErrorSums(statistics[name])
                     uses = np.zeros(len(final[name]), np.int64)
-                found = self.backend.assign(
-                    self.backend.load_rows(chunk), codebooks, distances=True
-                )
+                found = self.backend.assign(piece.rows, codebooks, distances=True)
                 writer.append(found.codes)
                 assert found.distances is not None
-                errors.add(found.distances, chunk.weights)
+                errors.add(found.distances, piece.weights)
                 uses += np.bincount(found.codes, minlength=len(uses))
                 done += segment.n_rows
                 self.progress(Progress("codes", done, total))

@@ -1,22 +1,22 @@
 """Which rows are read when: sets of fields that fit in memory, and rows read ahead of their use.
 
 A field that fits is read once: fields are grouped into sets that fit the budget, and each set is
-fitted to its end before the next is read. A field larger than the budget is read in chunks, in each
-pass.
+fitted to its end before the next is read. Of a field larger than the budget the first rows stay;
+the others are read anew in each pass. The memory is the backend's: a device's own where it has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
-
+from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.sampling import sample_size
-from saec_gpu.data import Chunk, Float32, Float64
+from saec_gpu.data import Chunk, Float64
 from saec_gpu.errors import ParamError
-from saec_gpu.layout import Segment, lay_out
+from saec_gpu.layout import Layout, Segment, lay_out
 from saec_gpu.sources import TableSource, WeightSource
 
 READ_BYTES = 32 * 2**20  # one read: long enough for any disk, short beside any budget
@@ -24,7 +24,7 @@ LEAST_READ_ROWS = 1024
 MOST_CHUNK_ROWS = 2**30
 WEIGHT_BYTES = 8  # float64
 READ_SHARE = 16  # of what the budget leaves for rows, one part is the most that one read takes
-READS_HELD = 2  # one in use, one being read
+READS_HELD = 2  # one in use, one being read: what a backend on the host needs
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class FieldWork:
         """Return the bytes of a field whose rows stay in memory, without those of a read."""
         return self.working_bytes(threads) + self.n_rows * self.row_bytes
 
-    def streamed_bytes(self, threads: int) -> int:
+    def streamed_bytes(self, threads: int, reads_held: int) -> int:
         """Return the least bytes with which a field can be clustered."""
-        reading = READS_HELD * LEAST_READ_ROWS * self.piece_row_bytes
+        reading = reads_held * min(LEAST_READ_ROWS, self.n_rows) * self.piece_row_bytes
         return self.working_bytes(threads) + reading
 
 
@@ -75,30 +75,73 @@ class ResidencySet:
     Attributes
     ----------
     fields : tuple of FieldWork
-    resident : bool
-        Rows are read once and stay; else the one field is read anew each pass.
+        One alone, where it is larger than the memory.
+    resident_rows : int
+        Rows that are read once and stay: all of them, or the first ones of one large field, whose
+        others are read anew each pass.
     read_rows : int
         Rows of one read.
     """
 
     fields: tuple[FieldWork, ...]
-    resident: bool
+    resident_rows: int
     read_rows: int
 
-    def bytes_held(self, threads: int) -> int:
+    @property
+    def resident(self) -> bool:
+        """Return whether every row is read once."""
+        return self.resident_rows == sum(work.n_rows for work in self.fields)
+
+    def bytes_held(self, threads: int, reads_held: int) -> int:
         """Return the bytes that clustering the set takes at most."""
         working = sum(work.working_bytes(threads) for work in self.fields)
         reads = max(min(self.read_rows, work.n_rows) * work.piece_row_bytes for work in self.fields)
-        return working + READS_HELD * reads + (self.rows_held() if self.resident else 0)
+        return working + reads_held * reads + self.rows_held()
 
     def rows_held(self) -> int:
-        """Return the bytes of all rows; if any field is weighted, each row has a weight."""
+        """Return the bytes of all rows that stay; if any field is weighted, each has a weight."""
         weighted = any(work.weighted for work in self.fields)
+        if not self.resident:
+            return self.fields[0].row_bytes * self.resident_rows
         return sum(replace(work, weighted=weighted).row_bytes * work.n_rows for work in self.fields)
+
+    def resident_layout(self) -> Layout:
+        """Return where the rows that stay lie."""
+        if self.resident:
+            return lay_out((work.name, 0, work.n_rows, work.dim) for work in self.fields)
+        (work,) = self.fields
+        return lay_out([(work.name, 0, self.resident_rows, work.dim)])
+
+    def reads(self, fields: Collection[str]) -> Iterator[Read]:
+        """Yield the reads that one pass over these fields is made of, each row once, in order."""
+        for work in self.fields:
+            if work.name not in fields:
+                continue
+            stay = work.n_rows if self.resident else self.resident_rows
+            for start, stop, stays in ((0, stay, True), (stay, work.n_rows, False)):
+                for first in range(start, stop, self.read_rows):
+                    n_rows = min(self.read_rows, stop - first)
+                    yield Read(work.name, first, n_rows, work.dim, stays)
+
+
+@dataclass(frozen=True)
+class Read:
+    """Rows of one field that are read at once; `stays`: they are read in the first pass only."""
+
+    field: str
+    start: int
+    n_rows: int
+    dim: int
+    stays: bool
 
 
 def plan_sets(
-    fields: Iterable[FieldWork], *, memory: int, threads: int, chunk_rows: int | None
+    fields: Iterable[FieldWork],
+    *,
+    memory: int,
+    threads: int,
+    chunk_rows: int | None,
+    reads_held: int = READS_HELD,
 ) -> tuple[ResidencySet, ...]:
     """Return the sets, in the order of the fields, each as large as the memory allows.
 
@@ -110,6 +153,8 @@ def plan_sets(
     threads : int
     chunk_rows : int or None
         Rows of one read; None chooses.
+    reads_held : int
+        Reads that are in memory at once.
 
     Raises
     ------
@@ -124,19 +169,20 @@ def plan_sets(
         nonlocal held
         if together:
             read_rows = chunk_rows or min(_read_rows(work, memory) for work in together)
-            sets.append(ResidencySet(tuple(together), True, read_rows))
+            n_rows = sum(work.n_rows for work in together)
+            sets.append(ResidencySet(tuple(together), n_rows, read_rows))
         together.clear()
         held = _Held()
 
     for work in fields:
         read_rows = chunk_rows or _read_rows(work, memory)
-        if held.plus(work, read_rows, threads).total > memory:
+        if held.plus(work, read_rows, reads_held, threads).total > memory:
             close()
-        if held.plus(work, read_rows, threads).total <= memory:
-            held = held.plus(work, read_rows, threads)
+        if held.plus(work, read_rows, reads_held, threads).total <= memory:
+            held = held.plus(work, read_rows, reads_held, threads)
             together.append(work)
         else:
-            sets.append(_streamed(work, memory, threads, chunk_rows))
+            sets.append(_streamed(work, memory, threads, chunk_rows, reads_held))
     close()
     return tuple(sets)
 
@@ -155,8 +201,8 @@ class _Held:
     def total(self) -> int:
         return self.working + self.rows + self.reads + (self.weights if self.weighted else 0)
 
-    def plus(self, work: FieldWork, read_rows: int, threads: int) -> _Held:
-        reads = READS_HELD * min(read_rows, work.n_rows) * work.piece_row_bytes
+    def plus(self, work: FieldWork, read_rows: int, reads_held: int, threads: int) -> _Held:
+        reads = reads_held * min(read_rows, work.n_rows) * work.piece_row_bytes
         return _Held(
             self.working + work.working_bytes(threads),
             self.rows + work.n_rows * replace(work, weighted=False).row_bytes,
@@ -166,22 +212,27 @@ class _Held:
         )
 
 
-def _streamed(work: FieldWork, memory: int, threads: int, chunk_rows: int | None) -> ResidencySet:
-    """Return the set of a field that is read anew in each pass."""
-    least = work.streamed_bytes(threads)
+def _streamed(
+    work: FieldWork, memory: int, threads: int, chunk_rows: int | None, reads_held: int
+) -> ResidencySet:
+    """Return the set of a field of which only the first rows stay."""
+    least = work.streamed_bytes(threads, reads_held)
     if least > memory:
         raise ParamError(
             f'memory of {memory} bytes was given, but field "{work.name}" with '
             f"{work.n_codewords} codewords of dim {work.dim} needs {least} beside its rows; "
             "give more memory, fewer codewords or fewer threads"
         )
-    room = (memory - work.working_bytes(threads)) // (READS_HELD * work.piece_row_bytes)
+    free = memory - work.working_bytes(threads)
+    room = free // (reads_held * work.piece_row_bytes)
     if chunk_rows is not None and min(chunk_rows, work.n_rows) > room:
         raise ParamError(
             f"memory of {memory} bytes was given with chunk_rows of {chunk_rows}, but at most "
             f'{room} rows of field "{work.name}" fit at once; give fewer rows, or more memory'
         )
-    return ResidencySet((work,), False, chunk_rows or min(_read_rows(work, memory), room))
+    read_rows = min(chunk_rows or min(_read_rows(work, memory), room), work.n_rows)
+    stay = max(0, free - reads_held * read_rows * work.piece_row_bytes) // work.row_bytes
+    return ResidencySet((work,), min(stay, work.n_rows - 1) // read_rows * read_rows, read_rows)
 
 
 def _read_rows(work: FieldWork, memory: int) -> int:
@@ -190,17 +241,37 @@ def _read_rows(work: FieldWork, memory: int) -> int:
     return min(MOST_CHUNK_ROWS, max(LEAST_READ_ROWS, room // work.piece_row_bytes))
 
 
-PieceFunction = Callable[[Segment, int, int], Chunk]
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Rows of one field, at most one read of them.
+
+    Attributes
+    ----------
+    segment : Segment
+        Which rows; the one segment of `layout`.
+    rows : rows of the backend
+        Where the backend works on them.
+    weights : float64 (n_rows,) or None
+        In the host's memory.
+    chunk : Chunk or None
+        The rows as they were read just now; None where they were read before.
+    """
+
+    segment: Segment
+    rows: Any
+    weights: Float64 | None
+    chunk: Chunk | None
 
 
 class RowStream:
-    """The rows of one residency set, yielded in chunks as often as asked.
+    """The rows of one residency set, yielded as often as asked, where a backend works on them.
 
     Parameters
     ----------
     tables : TableSource
     weights : WeightSource or None
     planned : ResidencySet
+    backend : Backend
     by_piece : bool
         Yield reads one by one also where all rows are resident.
     """
@@ -210,6 +281,7 @@ class RowStream:
         tables: TableSource,
         weights: WeightSource | None,
         planned: ResidencySet,
+        backend: Backend,
         *,
         by_piece: bool,
     ) -> None:
@@ -217,102 +289,70 @@ class RowStream:
         self._weights = weights
         self._planned = planned
         self._works = {work.name: work for work in planned.fields}
-        self._layout = lay_out((w.name, 0, w.n_rows, w.dim) for w in planned.fields)
-        self._by_piece = by_piece or not planned.resident or self._layout.n_rows > MOST_CHUNK_ROWS
-        self._weighted = any(work.weighted for work in planned.fields)
-        self._values: Float32 | None = None
-        self._row_weights: Float64 | None = None
-        self._loaded: set[str] = set()
+        resident = planned.resident_layout()
+        self._by_piece = by_piece or resident.n_rows > MOST_CHUNK_ROWS
+        read_rows = [min(planned.read_rows, work.n_rows) for work in planned.fields]
+        self._store = backend.open_store(
+            resident,
+            read_rows=max(read_rows),
+            read_values=max(
+                rows * work.dim for rows, work in zip(read_rows, planned.fields, strict=True)
+            ),
+            weighted=any(work.weighted for work in planned.fields),
+        )
+        self._held: set[str] = set()
 
     def rows_of(self, fields: Collection[str]) -> int:
         """Return the rows of these fields."""
         return sum(self._works[name].n_rows for name in fields)
 
-    def chunks(self, fields: Collection[str]) -> Iterator[Chunk]:
-        """Yield each row of the fields once, all in one chunk where they are resident.
+    def passed(self, fields: Collection[str]) -> Iterator[Any]:
+        """Yield the backend's rows of the fields, each row once, as few at a time as it takes.
 
-        A chunk may also hold rows of the set's other fields.
+        What is resident comes at once, and may hold rows of the set's other fields.
         """
         if self._by_piece:
-            yield from self.pieces(fields)
+            for piece in self.pieces(fields):
+                yield piece.rows
             return
-        missing = [name for name in fields if name not in self._loaded]
-        for _ in self.pieces(missing):
+        missing = [name for name in fields if name not in self._held]
+        for _ in self._ahead([read for read in self._planned.reads(missing) if read.stays]):
             pass
-        assert self._values is not None or not self._layout.n_values
-        values = self._values if self._values is not None else np.zeros(0, np.float32)
-        yield Chunk(self._layout, values, self._row_weights)
+        self._held.update(missing)
+        if self._planned.resident_rows or self._planned.resident:
+            yield self._store.whole()
+        for piece in self._ahead([read for read in self._planned.reads(fields) if not read.stays]):
+            yield piece.rows
 
-    def pieces(self, fields: Collection[str]) -> Iterator[Chunk]:
-        """Yield each row of the fields once, in order, one field and at most one read a chunk.
+    def pieces(self, fields: Collection[str]) -> Iterator[Piece]:
+        """Yield each row of the fields once, in order, one field and at most one read a piece.
 
-        A chunk that is not resident holds only until the next one is asked for.
+        A piece that is not resident holds only until the next one is asked for.
         """
-        if self._planned.resident:
-            yield from self._resident_pieces(fields)
-        else:
-            yield from self._streamed_pieces(fields)
+        yield from self._ahead(list(self._planned.reads(fields)))
+        self._held.update(fields)
 
-    def _runs(self, fields: Collection[str]) -> Iterator[tuple[Segment, int, int]]:
-        step = self._planned.read_rows
-        for segment in self._layout.segments:
-            if segment.field in fields:
-                for start in range(0, segment.n_rows, step):
-                    yield segment, start, min(step, segment.n_rows - start)
-
-    def _resident_pieces(self, fields: Collection[str]) -> Iterator[Chunk]:
-        if self._values is None:
-            self._values = np.empty(self._layout.n_values, np.float32)
-            self._row_weights = np.ones(self._layout.n_rows) if self._weighted else None
-        values, row_weights = self._values, self._row_weights
-
-        def piece(segment: Segment, start: int, n_rows: int) -> Chunk:
-            first = segment.first_value + start * segment.dim
-            row = segment.first_row + start
-            chunk = Chunk(
-                lay_out([(segment.field, start, n_rows, segment.dim)]),
-                values[first : first + n_rows * segment.dim],
-                None if row_weights is None else row_weights[row : row + n_rows],
-            )
-            if segment.field not in self._loaded:
-                self._read(chunk)
-            return chunk
-
-        yield from self._ahead(fields, piece)
-        self._loaded.update(fields)
-
-    def _streamed_pieces(self, fields: Collection[str]) -> Iterator[Chunk]:
-        (work,) = self._planned.fields
-        step = min(self._planned.read_rows, work.n_rows)
-        slots = [np.empty(step * work.dim, np.float32) for _ in range(READS_HELD)]
-        weight_slots = [np.empty(step if work.weighted else 0) for _ in range(READS_HELD)]
-
-        def piece(segment: Segment, start: int, n_rows: int) -> Chunk:
-            slot = start // step % READS_HELD
-            chunk = Chunk(
-                lay_out([(segment.field, start, n_rows, segment.dim)]),
-                slots[slot][: n_rows * segment.dim],
-                weight_slots[slot][:n_rows] if work.weighted else None,
-            )
-            self._read(chunk)
-            return chunk
-
-        yield from self._ahead(fields, piece)
-
-    def _ahead(self, fields: Collection[str], piece: PieceFunction) -> Iterator[Chunk]:
+    def _ahead(self, reads: Sequence[Read]) -> Iterator[Piece]:
         """Yield pieces, the next one being read while one is used."""
-        runs = list(self._runs(fields))
         with ThreadPoolExecutor(1) as reader:
-            waiting = [reader.submit(piece, *run) for run in runs[:1]]
-            for number in range(len(runs)):
-                chunk = waiting.pop().result()
-                if number + 1 < len(runs):
-                    waiting.append(reader.submit(piece, *runs[number + 1]))
-                yield chunk
+            waiting = [reader.submit(self._piece, read) for read in reads[:1]]
+            for number in range(len(reads)):
+                piece = waiting.pop().result()
+                if number + 1 < len(reads):
+                    waiting.append(reader.submit(self._piece, reads[number + 1]))
+                yield piece
 
-    def _read(self, chunk: Chunk) -> None:
-        (segment,) = chunk.layout.segments
-        self._tables.read(segment.field, segment.start, chunk.rows(segment))
-        if chunk.weights is not None and self._works[segment.field].weighted:
-            assert self._weights is not None
-            self._weights.read(segment.field, segment.start, chunk.weights)
+    def _piece(self, read: Read) -> Piece:
+        layout = lay_out([(read.field, read.start, read.n_rows, read.dim)])
+        (segment,) = layout.segments
+        if read.stays and read.field in self._held:
+            return Piece(segment, self._store.part(layout), self._store.weights(layout), None)
+        chunk = self._store.room(layout, stays=read.stays)
+        self._tables.read(read.field, read.start, chunk.rows(segment))
+        if chunk.weights is not None:
+            if self._works[read.field].weighted:
+                assert self._weights is not None
+                self._weights.read(read.field, read.start, chunk.weights)
+            else:
+                chunk.weights.fill(1.0)
+        return Piece(segment, self._store.put(chunk, stays=read.stays), chunk.weights, chunk)

@@ -93,7 +93,7 @@ def verify(
     tables: Any,
     *,
     weights: Any = None,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
     threads: int | None = None,
     memory: int | str | None = None,
     chunk_rows: int | None = None,
@@ -138,7 +138,7 @@ def verify(
     """
     if chunk_rows is not None and chunk_rows < 1:
         raise ParamError(f"chunk_rows={chunk_rows!r} was given; give a whole number from 1")
-    engine = open_backend(backend, threads=threads)
+    engine = open_backend(backend, threads=threads) if isinstance(backend, str) else backend
     budget = engine.memory_budget() if memory is None else parse_bytes(memory)
     source = _tables_of(artifact, open_tables(tables))
     weight_source = None if weights is None else open_weights(weights, source)
@@ -159,8 +159,11 @@ def verify(
             progress(Progress(stage, seen[stage], total))
 
     found: dict[str, FieldVerification] = {}
-    for planned in plan_sets(works, memory=budget, threads=engine.threads, chunk_rows=chunk_rows):
-        stream = RowStream(source, weight_source, planned, by_piece=True)
+    for planned in plan_sets(
+        works, memory=budget, threads=engine.threads, chunk_rows=chunk_rows,
+        reads_held=engine.reads_held,
+    ):  # fmt: skip
+        stream = RowStream(source, weight_source, planned, engine, by_piece=True)
         statistics = {work.name: _statistics(work, stream, report) for work in planned.fields}
         for name, one in statistics.items():
             stored = artifact[name].record
@@ -205,9 +208,10 @@ def _tables_of(artifact: Artifact, source: TableSource) -> TableSource:
 
 def _statistics(work: FieldWork, stream: RowStream, report: Report) -> Statistics:
     builder = StatisticsBuilder(work.name, work.n_rows, work.dim, 1, 0, weighted=work.weighted)
-    for chunk in stream.pieces([work.name]):
-        (segment,) = chunk.layout.segments
-        builder.add(segment.start, chunk.rows(segment), chunk.weights if work.weighted else None)
+    for piece in stream.pieces([work.name]):
+        segment, chunk = piece.segment, piece.chunk
+        assert chunk is not None  # nothing was read before
+        builder.add(segment.start, chunk.rows(segment), piece.weights if work.weighted else None)
         report("statistics", segment.n_rows)
     return builder.statistics()
 
@@ -223,8 +227,8 @@ def _check_rows(
     """Return how many rows of a field are stored wrong, and the errors of all, weighted last."""
     wrong = 0
     if one.encoding == "identity":
-        for chunk in stream.pieces([one.name]):
-            (segment,) = chunk.layout.segments
+        for piece in stream.pieces([one.name]):
+            segment = piece.segment
             rows = slice(segment.start, segment.start + segment.n_rows)
             # In the table's own dtype: float64 rows may differ and be one row in float32.
             given = source.read_stored(one.name, rows.start, rows.stop)
@@ -241,13 +245,13 @@ def _check_rows(
     errors = ErrorSums(statistics)
     reach = math.ldexp(1.0, distance_bits(statistics))
     within_reach = True
-    for chunk in stream.pieces([one.name]):
-        (segment,) = chunk.layout.segments
-        found = engine.assign(engine.load_rows(chunk), codebooks, distances=True)
+    for piece in stream.pieces([one.name]):
+        segment = piece.segment
+        found = engine.assign(piece.rows, codebooks, distances=True)
         assert found.distances is not None
         within_reach = within_reach and bool((found.distances < reach).all())
         if within_reach:  # the sums of others would overflow
-            errors.add(found.distances, chunk.weights)
+            errors.add(found.distances, piece.weights)
         stored = one.codes_between(segment.start, segment.start + segment.n_rows)
         wrong += int((found.codes != stored).sum())
         report("codes", segment.n_rows)

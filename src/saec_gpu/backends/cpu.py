@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import operator
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saec_gpu.backends.checks import check_codes, check_columns, check_threads
 from saec_gpu.backends.cpu_filter import PANEL, WORST, bound_factor
 from saec_gpu.backends.cpu_tiles import (
     SLOT_CODEWORDS,
@@ -23,13 +23,14 @@ from saec_gpu.backends.cpu_tiles import (
     TILE_COLUMNS,
     run_tiles,
 )
+from saec_gpu.backends.filter_frame import filter_frame, repeated_codewords
+from saec_gpu.backends.host_store import HostStore
 from saec_gpu.backends.protocol import Assignment
 from saec_gpu.backends.simd import ROW_LANES
 from saec_gpu.data import Chunk, Codebook, Float32, Int64, Partial, carry
-from saec_gpu.errors import LayoutError, ParamError
+from saec_gpu.layout import Layout
 
 CACHE_LINE = 64
-CENTRE_CODEWORDS = 256  # as many codewords place the median well; more only take time
 SHARE_OF_MEMORY = 0.5  # of what is free now; the rest is left to the caller
 CARRY_ROWS = 2**30  # a low limb is below 2³² a row, so int64 holds twice as many rows
 
@@ -107,21 +108,9 @@ class CpuCodebooks:
 
 
 def _filter_form(codewords: Float32) -> tuple[np.float32, float, Float32, Float32, Float32]:
-    """Return scale, A, centre, centred codewords and scores of the filter (cpu_filter).
-
-    The centre is the median, which far codewords do not move, and the scale a power of two that
-    brings the centred codewords to order one. Both decide only how often the filter proves a row.
-    """
+    """Return scale, A, centre, centred codewords and scores of the filter (cpu_filter)."""
     n_codewords, dim = codewords.shape
-    step = -(-n_codewords // CENTRE_CODEWORDS)
-    some = codewords[::step]
-    middle = np.partition(some, len(some) // 2, axis=0)[len(some) // 2].astype(np.float64)
-    above, below = codewords.max(axis=0) - middle, middle - codewords.min(axis=0)
-    reach = max(above.max(), below.max()) or np.abs(middle).max()
-    most = 127 - math.frexp(np.abs(middle).max())[1]  # the scaled centre stays in float32
-    exponent = max(min(-math.frexp(reach)[1], most, 127), -126)
-    scale = np.float32(np.ldexp(1.0, exponent))
-    centre = (middle * scale).astype(np.float32)
+    scale, centre = filter_frame(codewords, 0)
     # rounded once, as fma does it: the product is exact and float64 holds the difference well
     centred = (codewords * np.float64(scale) - centre).astype(np.float32)
     norms = np.einsum("kj,kj->k", centred, centred, dtype=np.float64)
@@ -130,20 +119,10 @@ def _filter_form(codewords: Float32) -> tuple[np.float32, float, Float32, Float3
     # a codeword equal to an earlier one can never win a tie: leave it out, or no row of either
     # would be proved
     if len(np.unique(norms)) < n_codewords:
-        repeated = _repeated(codewords)
+        repeated = repeated_codewords(codewords)
         scores[repeated] = WORST
         centred[repeated] = 0.0
     return scale, factor, centre, centred, scores
-
-
-def _repeated(codewords: Float32) -> NDArray[np.bool_]:
-    """Return which codewords equal an earlier one, −0.0 = 0.0."""
-    n_codewords, dim = codewords.shape
-    values = np.ascontiguousarray(codewords + np.float32(0.0))
-    _, first = np.unique(values.view(f"V{4 * dim}").reshape(-1), return_index=True)
-    repeated = np.ones(n_codewords, bool)
-    repeated[first] = False
-    return repeated
 
 
 class CpuBackend:
@@ -156,18 +135,31 @@ class CpuBackend:
     """
 
     name = "cpu"
+    reads_held = 2  # one in use, one being read
 
     def __init__(self, threads: int | None = None) -> None:
         available = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         )
+        check_threads(threads)
         self.threads = threads if threads is not None else available or 1
-        if self.threads < 1:
-            raise ParamError(f"threads={threads} was given; give 1 or more, or None for every core")
 
     def memory_budget(self) -> int:
         """Return half of the memory that is free now, in bytes."""
         return int(SHARE_OF_MEMORY * _free_memory())
+
+    def open_store(
+        self, resident: Layout, *, read_rows: int, read_values: int, weighted: bool
+    ) -> HostStore:
+        """Return a store in which the rows of a layout may stay, empty."""
+        return HostStore(
+            resident,
+            read_rows=read_rows,
+            read_values=read_values,
+            weighted=weighted,
+            reads_held=self.reads_held,
+            load=self.load_rows,
+        )
 
     def load_rows(self, chunk: Chunk) -> Chunk:
         """Return the chunk itself: its rows are in memory already."""
@@ -236,22 +228,11 @@ class CpuBackend:
             There are not as many codes as rows, or a code is not below its field's number of
             codewords.
         """
-        if codes.shape != (rows.layout.n_rows,):
-            raise LayoutError(
-                f"codes of shape {codes.shape} were given for {rows.layout.n_rows} rows; give one "
-                "code a row"
-            )
-        for segment in rows.layout.segments:
-            slot = codebooks.slot_of.get(segment.field)
-            if slot is None or segment.n_rows == 0:
-                continue
-            n_codewords = int(codebooks.slots[slot, SLOT_CODEWORDS])
-            worst = int(np.argmax(codes[segment.rows]))
-            if codes[segment.rows][worst] >= n_codewords:
-                raise LayoutError(
-                    f'row {segment.start + worst} of field "{segment.field}" has code '
-                    f"{codes[segment.rows][worst]}, but the field has {n_codewords} codewords"
-                )
+        n_codewords = {
+            name: int(codebooks.slots[slot, SLOT_CODEWORDS])
+            for name, slot in codebooks.slot_of.items()
+        }
+        check_codes(rows.layout, codes, n_codewords)
         self._run(rows, codebooks, codes, np.zeros(0), given=True, accumulate=True)
 
     def partials(self, codebooks: CpuCodebooks) -> dict[str, Partial]:
@@ -327,10 +308,7 @@ def _tiles(chunk: Chunk, codebooks: CpuCodebooks) -> Iterator[list[int]]:
     for segment in segments:
         number = codebooks.slot_of[segment.field]
         dim = int(slots[number, SLOT_DIM])
-        if segment.dim != dim:
-            raise LayoutError(
-                f'rows of field "{segment.field}" have {segment.dim} columns, its codewords {dim}'
-            )
+        check_columns(segment, dim)
         fixed_point = codebooks.codebooks[number].fixed_point
         weighted = fixed_point is not None and fixed_point.weighted
         for first, n_rows in segment.tiles():

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saec_gpu.data import Chunk, Codebook, Float64, Partial
+from saec_gpu.layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,34 @@ class Assignment:
     distances: Float64 | None
 
 
+class RowStore(Protocol):
+    """Room for rows where a backend works on them: some stay, others come and go.
+
+    Filled piece by piece, each with `room`, then `put`, by one thread; used by another.
+    """
+
+    def room(self, layout: Layout, *, stays: bool) -> Chunk:
+        """Return host memory to read these rows of one field into.
+
+        What it holds is good until the backend's `reads_held` − 1 further calls.
+        """
+
+    def put(self, chunk: Chunk, *, stays: bool) -> Any:
+        """Return the rows, now read, where the backend works on them.
+
+        Rows that do not stay are good as long as what `room` gave.
+        """
+
+    def part(self, layout: Layout) -> Any:
+        """Return rows of one field that were put to stay."""
+
+    def whole(self) -> Any:
+        """Return all rows that were put to stay, as the store's layout has them."""
+
+    def weights(self, layout: Layout) -> Float64 | None:
+        """Return the weights, in host memory, of rows of one field that were put to stay."""
+
+
 class Backend(Protocol):
     """One machine or device that assigns and accumulates.
 
@@ -41,13 +70,36 @@ class Backend(Protocol):
     name : str
     threads : int
         How many hold sums of their own, and so how often those take memory.
+    reads_held : int
+        Reads of rows that do not stay which a store holds at once.
     """
 
     name: str
     threads: int
+    reads_held: int
 
     def memory_budget(self) -> int:
         """Return how many bytes a run may take by default."""
+
+    def open_store(
+        self, resident: Layout, *, read_rows: int, read_values: int, weighted: bool
+    ) -> RowStore:
+        """Return a store in which the rows of a layout may stay, empty.
+
+        Parameters
+        ----------
+        resident : Layout
+            Of all rows that stay.
+        read_rows, read_values : int
+            The most rows, and values, that are read at once.
+        weighted : bool
+            Whether rows have weights.
+
+        Raises
+        ------
+        DeviceMemoryError
+            The device has not that much memory left.
+        """
 
     def load_rows(self, chunk: Chunk) -> Any:
         """Return the chunk's rows where the backend can work on them."""
@@ -76,4 +128,4 @@ class Backend(Protocol):
 
 def known_backends() -> Sequence[str]:
     """Return the names that `backend=` takes, "auto" aside."""
-    return ("cpu",)
+    return ("cpu", "cupy", "numba")

@@ -1,6 +1,6 @@
 """Lloyd's iterations over many fields at once: update, repair, stop (DEFINITIONS E, F, G).
 
-The loop is written against a backend and a function that yields chunks, so it serves rows that stay
+The loop is written against a backend and a function that yields rows, so it serves rows that stay
 in memory, rows that are read anew each pass, and any device.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ from saec_gpu.clustering.compiled_loops import (
     worst_served,
 )
 from saec_gpu.data import (
-    Chunk,
     Codebook,
     FixedPoint,
     Float32,
@@ -35,7 +34,8 @@ from saec_gpu.data import (
 StopRule = Literal["shift", "max_iter"]
 STOP_RULES: tuple[StopRule, ...] = get_args(StopRule)
 
-Chunks = Callable[[Collection[str]], Iterable[Chunk]]
+# Given names of fields: their rows, where the backend works on them.
+Passes = Callable[[Collection[str]], Iterable[Any]]
 
 
 @dataclass(eq=False)
@@ -98,17 +98,17 @@ def _ascending_sum(values: Float64) -> float:
 
 
 def fit_pass(
-    backend: Backend, chunks: Iterable[Chunk], fits: Mapping[str, FieldFit]
+    backend: Backend, passed: Iterable[Any], fits: Mapping[str, FieldFit]
 ) -> tuple[Mapping[str, Partial], Mapping[str, int]]:
     """Return the partials of all rows under the present codewords, and the rows rechecked.
 
-    `chunks` must hold every row of the fields once.
+    `passed` must hold every row of the fields once, as the backend loads them.
     """
     codebooks = backend.load_codebooks(
         {name: Codebook(fit.codewords, fit.fixed_point) for name, fit in fits.items()}
     )
-    for chunk in chunks:
-        backend.assign_accumulate(backend.load_rows(chunk), codebooks)
+    for rows in passed:
+        backend.assign_accumulate(rows, codebooks)
     return backend.partials(codebooks), backend.rechecked(codebooks)
 
 
@@ -194,7 +194,7 @@ def _to_float(high: Int64, low: Int64 | None) -> Float64:
 
 def fit(
     backend: Backend,
-    chunks: Chunks,
+    passes: Passes,
     fits: Mapping[str, FieldFit],
     *,
     tol: float,
@@ -205,15 +205,15 @@ def fit(
 
     Parameters
     ----------
-    chunks : function
-        Given the names of fields, yields chunks that hold each of their rows once.
+    passes : function
+        Given the names of fields, yields each of their rows once, as the backend loads them.
     fits : mapping of name to FieldFit
         Moved in place; fields already stopped are left alone.
     after_pass : function
         Called after each pass with the rows rechecked per field; the place for checkpoints.
     """
     while active := {name: one for name, one in fits.items() if one.stopped is None}:
-        partials, rechecked = fit_pass(backend, chunks(active.keys()), active)
+        partials, rechecked = fit_pass(backend, passes(active.keys()), active)
         for name, one in active.items():
             finish_pass(backend, one, partials[name], tol=tol, max_iter=max_iter)
         after_pass(rechecked)

@@ -1,0 +1,272 @@
+"""Kernels compiled for the CPU: built on demand, loaded, and launched by name.
+
+A build is kept in the folder of temporary files under a digest of everything that goes into it, so
+that a change of any source builds anew and nothing else does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from saec_gpu.errors import DeviceError
+
+_HERE = Path(__file__).parent
+_KERNELS = _HERE.parent
+# What must be in the process before Python is, by the argument of -fsanitize. A library that is
+# loaded later cannot bring these along; libstdc++, or AddressSanitizer misses what throws.
+_PRELOADED: Mapping[str, tuple[str, ...]] = {
+    "": (),
+    "racecheck": (),
+    "address,undefined": ("libasan.so", "libstdc++.so"),
+    "thread": ("libtsan.so",),
+}
+_MODE_FILE = "sanitize.txt"
+_MESSAGE_BYTES = 4000
+# The most dynamic and static shared memory of a block on the largest devices.
+_SHARED_BYTES = 227 * 1024
+_PLACE = re.compile(r"\[\+(0x[0-9a-f]+)\]")
+
+
+class EmulationError(DeviceError):
+    """A kernel did what it must not do on a GPU, or cannot be built or launched."""
+
+
+def build(sanitize: str = "", bug: str = "", sources: Path = _KERNELS) -> Path:
+    """Return the folder of the libraries made of the kernels, one for each file; builds if needed.
+
+    Parameters
+    ----------
+    sanitize : {"", "address,undefined", "thread", "racecheck"}
+    bug : str
+        A macro to define, which plants a bug.
+    sources : Path
+        Folder of the .cu files.
+
+    Raises
+    ------
+    EmulationError
+        CMake or a C++ compiler is missing, or the kernels do not compile.
+    """
+    if sanitize not in _PRELOADED:
+        raise EmulationError(f"sanitize={sanitize!r} is unknown; known are {[*_PRELOADED]}")
+    cmake, compiler = _cmake(), _compiler()
+    target = Path(tempfile.gettempdir()) / f"saec-gpu-emulator-{_digest(sanitize, bug, sources)}"
+    if target.is_dir():
+        return target
+    # Built aside and moved in one step: another process that builds the same finds all or nothing.
+    with tempfile.TemporaryDirectory(prefix="saec-gpu-emulator-") as scratch:
+        options = [
+            *("-D", f"CMAKE_CXX_COMPILER={compiler}", "-D", f"SAEC_SOURCES={sources.resolve()}"),
+            *("-D", f"SAEC_SANITIZE={sanitize}", "-D", f"SAEC_BUG={bug}"),
+        ]
+        generator = ["-G", "Ninja"] if _program("ninja") else []
+        _run(cmake, "-S", str(_HERE), "-B", scratch, *generator, *options)
+        _run(cmake, "--build", scratch, "--parallel", str(os.cpu_count() or 1))
+        libraries = Path(scratch) / "libraries"
+        (libraries / _MODE_FILE).write_text(sanitize, encoding="utf-8")
+        try:
+            libraries.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster with the same
+                raise
+    return target
+
+
+def preload(sanitize: str) -> str:
+    """Return what LD_PRELOAD must be in a process that loads such a build; empty if nothing."""
+    paths = [_output(_compiler(), f"-print-file-name={name}") for name in _PRELOADED[sanitize]]
+    return ":".join(paths)
+
+
+def environment(sanitize: str) -> dict[str, str]:
+    """Return the environment variables of a process that loads such a build, beside its others.
+
+    With them, a finding of AddressSanitizer or of UndefinedBehaviorSanitizer ends the process at
+    once, one of ThreadSanitizer at its end; each with a status that is not 0.
+    """
+    if not _PRELOADED[sanitize]:
+        return {}
+    return {
+        "LD_PRELOAD": preload(sanitize),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaves memory behind
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        # NumPy and its like are not instrumented, so that what their threads wait for is not seen.
+        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1",
+    }
+
+
+class Library:
+    """The kernels of one build.
+
+    Parameters
+    ----------
+    path : Path
+        What `build` returned.
+    """
+
+    def __init__(self, path: Path) -> None:
+        sanitize = (path / _MODE_FILE).read_text(encoding="utf-8")
+        present = os.environ.get("LD_PRELOAD", "")
+        if any(name not in present for name in _PRELOADED[sanitize]):
+            # Left to itself, the sanitizer would end the process.
+            raise EmulationError(
+                f"{path} is built with -fsanitize={sanitize}; start Python with LD_PRELOAD="
+                f"{preload(sanitize)}"
+            )
+        self._files: dict[str, tuple[ctypes.CDLL, Path]] = {}
+        # The emulator plays one launch at a time, and ctypes lets other threads of Python run.
+        self._lock = threading.Lock()
+        for file in sorted(path.glob("*.so")):
+            library = ctypes.CDLL(str(file))
+            library.saec_kernel_name.restype = ctypes.c_char_p
+            library.saec_kernel_name.argtypes = [ctypes.c_size_t]
+            index = 0
+            while (name := library.saec_kernel_name(index)) is not None:
+                self._files[name.decode()] = (library, file)
+                index += 1
+
+    @property
+    def kernels(self) -> list[str]:
+        """Return the names of all kernels."""
+        return sorted(self._files)
+
+    def launch(
+        self,
+        kernel: str,
+        parameters: bytes,
+        grid: int,
+        block: int,
+        *,
+        shared_bytes: int = 0,
+        most_shared_bytes: int = _SHARED_BYTES,
+        seed: int = 0,
+    ) -> None:
+        """Run a kernel to its end.
+
+        Parameters
+        ----------
+        kernel : str
+        parameters : bytes
+            Its struct of parameters.
+        grid, block : int
+            Number of blocks, and of threads in a block.
+        shared_bytes : int
+            Dynamic shared memory of a block.
+        most_shared_bytes : int
+            What a block may have of static and dynamic shared memory.
+        seed : int
+            Order of threads and blocks, and of the sums in matrix products: 0 ascending,
+            1 descending, others drawn. If it is even, threads go on by turns and sums are rounded;
+            if odd, one warp runs ahead of the others, and sums are reversed and cut off.
+
+        Raises
+        ------
+        EmulationError
+            There is no such kernel, the launch is not possible, or the kernel went wrong: a
+            divergent barrier, a mismatched collective, a deadlock, a race in shared memory.
+        """
+        if kernel not in self._files:
+            raise EmulationError(f"no kernel {kernel}; there are {', '.join(self.kernels)}")
+        library, file = self._files[kernel]
+        triple = ctypes.c_uint32 * 3
+        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        with self._lock:
+            failed = library.saec_launch(
+                kernel.encode(),
+                parameters,
+                ctypes.c_size_t(len(parameters)),
+                triple(grid, 1, 1),
+                triple(block, 1, 1),
+                ctypes.c_size_t(shared_bytes),
+                ctypes.c_size_t(most_shared_bytes),
+                ctypes.c_uint32(seed),
+                message,
+                ctypes.c_size_t(_MESSAGE_BYTES),
+            )
+        if failed:
+            text = _PLACE.sub(lambda m: _line(file, m[1]), message.value.decode())
+            raise EmulationError(f"kernel {kernel}, seed {seed}: {text}")
+
+
+def _digest(sanitize: str, bug: str, sources: Path) -> str:
+    compiler = _compiler()
+    digest = hashlib.sha256(
+        repr((sanitize, bug, compiler, _output(compiler, "--version"))).encode()
+    )
+    files = [
+        *sorted(sources.glob("*.cu*")),
+        *sorted(_KERNELS.glob("*.cuh")),
+        *sorted((_HERE / "runtime").iterdir()),
+        _HERE / "CMakeLists.txt",
+    ]
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:24]
+
+
+def _program(name: str) -> str | None:
+    # Programs that pip installed lie beside Python, which PATH need not name.
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def _cmake() -> str:
+    found = _program("cmake")
+    if found is None:
+        raise EmulationError(
+            "kernels are emulated through CMake, which is not installed; run: pip install cmake"
+        )
+    return found
+
+
+def _compiler() -> str:
+    found = _program(os.environ.get("CXX", "g++"))
+    if found is None:
+        raise EmulationError(
+            f"kernels are emulated through a C++ compiler, and there is no "
+            f"{os.environ.get('CXX', 'g++')}; run: apt-get install g++, or set CXX"
+        )
+    return found
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=_bare())
+    if done.returncode:
+        raise EmulationError(f"{' '.join(command)} failed: {done.stderr}")
+    return done.stdout.strip()
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(
+        command,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_bare(),
+    )
+    if done.returncode:
+        raise EmulationError(f"the kernels do not build: {' '.join(command)}\n{done.stdout}")
+
+
+def _bare() -> dict[str, str]:
+    # A sanitizer is for the kernels, not for the compiler that is started beside them.
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
+def _line(file: Path, offset: str) -> str:
+    # binutils comes with every g++ of a distribution, but a compiler alone can be copied.
+    addr2line = _program("addr2line")
+    if addr2line is None:
+        return f"{file.name}+{offset}"
+    # "/folder/kernel.cu:12 (discriminator 3)" becomes "kernel.cu:12".
+    return Path(_output(addr2line, "--exe", str(file), offset).split(" ")[0]).name

@@ -1,0 +1,546 @@
+"""The CUDA backend: the kernels of `kernels/` on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saec_gpu.backends.checks import check_codes, check_columns, check_threads
+from saec_gpu.backends.cuda_plan import (
+    GROUP,
+    MAGNITUDE,
+    SLOT_CODE,
+    SLOT_CODEWORDS,
+    SLOT_DIM,
+    SLOT_FIELDS,
+    SLOT_GROUPS,
+    SLOT_WIDE,
+    SLOT_WORD,
+    STEP_WORDS,
+    WARP,
+    DimClass,
+    assign_launch,
+    cut_runs,
+    dim_class,
+    recheck_launch,
+    steps_of,
+    sums_are_shared,
+)
+from saec_gpu.backends.device import Device, DeviceArray, Event
+from saec_gpu.backends.filter_frame import filter_frame, repeated_codewords
+from saec_gpu.backends.host_store import placed
+from saec_gpu.backends.protocol import Assignment
+from saec_gpu.data import Chunk, Codebook, Float32, Float64, Int64, Partial, carry
+from saec_gpu.layout import Layout, Segment
+
+SHARE_OF_MEMORY = 0.8  # of what is free on the device now; the rest is for its other users
+CARRY_ROWS = 2**30  # a low limb is below 2³² a row, so int64 holds twice as many rows
+# how the values of rows are stored, by the end of the kernels' names
+ROW_KINDS: Mapping[str, str] = {"float32": "f32", "float16": "f16", "uint16": "bf16"}
+
+Arrays = dict[str, DeviceArray | None]
+
+
+@dataclass(eq=False)
+class _Slot:
+    """Memory of one read on its way: pinned on the host and, for rows that do not stay, a place.
+
+    `copied` is when the host may write here again, `used` when the device may.
+    """
+
+    values: NDArray[np.float32]
+    weights: Float64
+    place: tuple[DeviceArray, DeviceArray] | None = None
+    copied: Event | None = None
+    used: Event | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CudaRows:
+    """Rows on the device, once their copy is `ready`; of `slot` where they do not stay."""
+
+    layout: Layout
+    kind: str
+    values: DeviceArray
+    weights: DeviceArray | None
+    ready: Event | None = None
+    slot: _Slot | None = None
+
+
+@dataclass(eq=False)
+class CudaCodebooks:
+    """Codebooks as the kernels read them, one slot a field, and their sums.
+
+    `packed` are the arrays that every kernel takes, by parameter; `sums` those that it adds to.
+    """
+
+    slot_of: dict[str, int]
+    codebooks: tuple[Codebook, ...]
+    slots: Int64
+    packed: Arrays
+    sums: Arrays
+    words: DeviceArray
+    rows_since_carry: int = 0
+
+    def wide(self) -> bool:
+        """Return whether any slot sums in two limbs."""
+        return bool(self.slots[:, SLOT_WIDE].any())
+
+
+class CudaStore:
+    """A store (`RowStore`) on the device: reads go through pinned memory, copies beside the work.
+
+    A read waits in one of a ring of pinned slots for its copy. Rows that stay are copied to their
+    place; others to a place of the slot's own, once what worked on the rows before them has ended.
+    """
+
+    def __init__(
+        self, device: Device, resident: Layout, *, read_rows: int, read_values: int, weighted: bool,
+        slots: int,
+    ) -> None:  # fmt: skip
+        self._device = device
+        self._stream = device.stream()
+        self._layout = resident
+        self._places = {segment.field: segment for segment in resident.segments}
+        self._values = device.empty(resident.n_values, np.float32)
+        self._weights = device.empty(resident.n_rows, np.float64) if weighted else None
+        self._host_weights = np.ones(resident.n_rows) if weighted else None
+        self._slots = [
+            _Slot(
+                device.pinned(read_values, np.float32),
+                device.pinned(read_rows if weighted else 0, np.float64),
+            )
+            for _ in range(slots)
+        ]
+        self._next = 0
+        self._ready: Event | None = None
+
+    def room(self, layout: Layout, *, stays: bool) -> Chunk:
+        """Return pinned memory to read these rows of one field into."""
+        slot = self._slots[self._next]
+        if slot.copied is not None:
+            self._device.synchronize(slot.copied)
+        n_rows, n_values = layout.n_rows, layout.n_values
+        weighted = self._weights is not None
+        return Chunk(layout, slot.values[:n_values], slot.weights[:n_rows] if weighted else None)
+
+    def put(self, chunk: Chunk, *, stays: bool) -> CudaRows:
+        """Return the rows, on their way to the device."""
+        slot = self._slots[self._next]
+        self._next = (self._next + 1) % len(self._slots)
+        if stays:
+            rows = self.part(chunk.layout)
+            if self._host_weights is not None:
+                self._host_weights[self._place(chunk.layout).rows] = chunk.weights
+        else:
+            rows = self._passing(chunk.layout, slot)
+        self._device.upload(chunk.values, rows.values, self._stream)
+        if chunk.weights is not None:
+            self._device.upload(chunk.weights, rows.weights, self._stream)
+        slot.copied = self._device.record(self._stream)
+        if stays:
+            self._ready = slot.copied
+        return replace(rows, ready=slot.copied)
+
+    def part(self, layout: Layout) -> CudaRows:
+        """Return rows of one field that were put to stay."""
+        place = self._place(layout)
+        weights = None if self._weights is None else self._weights[place.rows]
+        return CudaRows(layout, "f32", self._values[place.values], weights, self._ready)
+
+    def whole(self) -> CudaRows:
+        """Return all rows that were put to stay."""
+        return CudaRows(self._layout, "f32", self._values, self._weights, self._ready)
+
+    def weights(self, layout: Layout) -> Float64 | None:
+        """Return the weights, in host memory, of rows of one field that were put to stay."""
+        return None if self._host_weights is None else self._host_weights[self._place(layout).rows]
+
+    def _place(self, layout: Layout) -> Segment:
+        (segment,) = layout.segments
+        return placed(self._places[segment.field], segment)
+
+    def _passing(self, layout: Layout, slot: _Slot) -> CudaRows:
+        """Return a place for rows that do not stay, from which the work before has gone."""
+        if slot.place is None:
+            slot.place = (
+                self._device.empty(len(slot.values), np.float32),
+                self._device.empty(len(slot.weights), np.float64),
+            )
+        if slot.used is not None:
+            self._device.wait(self._stream, slot.used)
+        values, weights = slot.place
+        return CudaRows(
+            layout, "f32", values[: layout.n_values],
+            None if self._weights is None else weights[: layout.n_rows], slot=slot,
+        )  # fmt: skip
+
+
+class CudaBackend:
+    """Assignment and accumulation on a CUDA device, or on what stands in for one.
+
+    Parameters
+    ----------
+    device : Device
+    threads : int or None
+        Not used: the device decides. Checked, so that a wrong number is wrong on every backend.
+    """
+
+    name = "cupy"
+    reads_held = 4  # being read, being copied, in use, and one to spare
+
+    def __init__(self, device: Device, threads: int | None = None) -> None:
+        check_threads(threads)
+        self.threads = 1
+        self.device = device
+        self._stream = device.stream()
+        self._codes: DeviceArray | None = None
+        # memory that work which was only given may still use
+        self._lent: list[DeviceArray] = []
+
+    def memory_budget(self) -> int:
+        """Return most of the memory that is free on the device now, in bytes."""
+        return int(SHARE_OF_MEMORY * self.device.free_bytes())
+
+    def open_store(
+        self, resident: Layout, *, read_rows: int, read_values: int, weighted: bool
+    ) -> CudaStore:
+        """Return a store on the device in which the rows of a layout may stay, empty."""
+        return CudaStore(
+            self.device, resident, read_rows=read_rows, read_values=read_values,
+            weighted=weighted, slots=self.reads_held,
+        )  # fmt: skip
+
+    def load_rows(self, chunk: Chunk) -> CudaRows:
+        """Return the chunk's rows, copied to the device."""
+        weights = None if chunk.weights is None else self._uploaded(chunk.weights)
+        kind = ROW_KINDS[chunk.values.dtype.name]
+        return CudaRows(chunk.layout, kind, self._uploaded(chunk.values), weights)
+
+    def load_codebooks(self, codebooks: Mapping[str, Codebook]) -> CudaCodebooks:
+        """Return the codebooks, packed for the kernels on the device."""
+        slots, orders = self._lay_out(tuple(codebooks.values()))
+        slot_of = {name: number for number, name in enumerate(codebooks)}
+        n_slots = len(slots)
+        n_words = sum(c.codewords.size for c in codebooks.values())
+        n_codes = sum(len(c.codewords) for c in codebooks.values())
+        columns = int(slots[:, SLOT_DIM].sum())
+        scales, centres = np.zeros(n_slots, np.float32), np.zeros(columns, np.float32)
+        column_scales, weight_scales = np.zeros(columns), np.zeros(n_slots)
+        column = 0
+        for number, codebook in enumerate(codebooks.values()):
+            place = slice(column, column + codebook.codewords.shape[1])
+            scales[number], centres[place] = filter_frame(codebook.codewords, MAGNITUDE)
+            if codebook.fixed_point is not None:
+                column_scales[place] = np.ldexp(1.0, codebook.fixed_point.column_shifts)
+                weight_scales[number] = np.ldexp(1.0, codebook.fixed_point.weight_shift)
+            column = place.stop
+        words = np.concatenate(
+            [np.zeros(0, np.float32), *(c.codewords.reshape(-1) for c in codebooks.values())]
+        )
+        groups = np.array(
+            [(slot, group) for slot in range(n_slots) for group in range(slots[slot, SLOT_GROUPS])],
+            np.int64,
+        ).reshape(-1, 2)
+        n_groups = len(groups)
+        n_fragments = int((slots[:, SLOT_GROUPS] * [steps_of(d) for d in slots[:, SLOT_DIM]]).sum())
+        packed: Arrays = {
+            "slots": self._uploaded(slots.reshape(-1)),
+            "scales": self._uploaded(scales),
+            "centres": self._uploaded(centres),
+            "fragments": self.device.empty(n_fragments * STEP_WORDS, np.uint32),
+            "fragments_low": self.device.empty(n_fragments * STEP_WORDS, np.uint32),
+            "keys": self.device.empty(n_groups * GROUP, np.float32),
+            "bounds": self.device.empty(n_groups * 8, np.float32),
+            "bounds_low": self.device.empty(n_groups * 8, np.float32),
+            "order": self._uploaded(np.concatenate([np.zeros(0, np.int32), *orders])),
+            "column_scales": self._uploaded(column_scales),
+            "weight_scales": self._uploaded(weight_scales),
+        }
+        wide = bool(slots[:, SLOT_WIDE].any())
+        sums: Arrays = {
+            "sums": self._cleared(n_words),
+            "sums_low": self._cleared(n_words) if wide else None,
+            "weight_sums": self._cleared(n_codes),
+            "weight_sums_low": self._cleared(n_codes) if wide else None,
+            "counts": self._cleared(n_codes),
+            "rechecked": self._cleared(n_slots),
+            "exact": self._cleared(n_slots),
+        }
+        loaded = CudaCodebooks(
+            slot_of, tuple(codebooks.values()), slots, packed, sums, self._uploaded(words)
+        )
+        if n_groups:
+            taken = ("slots", "scales", "centres", "order", "fragments", "fragments_low", "keys")
+            self.device.launch(
+                "pack_codebook",
+                n_groups,
+                4 * WARP,
+                {
+                    **{name: packed[name] for name in taken},
+                    "bounds": packed["bounds"],
+                    "bounds_low": packed["bounds_low"],
+                    "groups": self._uploaded(groups.reshape(-1)),
+                    "words": loaded.words,
+                },
+                shared_bytes=0,
+                stream=self._stream,
+            )
+        return loaded
+
+    def assign(
+        self, rows: CudaRows, codebooks: CudaCodebooks, *, distances: bool = False
+    ) -> Assignment:
+        """Return the nearest codeword of each row, and its distance when asked."""
+        n_rows = rows.layout.n_rows
+        codes = self._cleared(n_rows, np.uint32)
+        found = self._cleared(n_rows, np.float64) if distances else None
+        self._run(rows, codebooks, codes, found, find=True, accumulate=False)
+        downloaded = self._downloaded(codes)
+        return Assignment(downloaded, None if found is None else self._downloaded(found))
+
+    def assign_accumulate(self, rows: CudaRows, codebooks: CudaCodebooks) -> None:
+        """Add rows to the partials of their nearest codewords."""
+        codes = self._codes_of(rows.layout.n_rows)
+        self._run(rows, codebooks, codes, None, find=True, accumulate=True)
+
+    def accumulate(
+        self, rows: CudaRows, codes: NDArray[np.uint32], codebooks: CudaCodebooks
+    ) -> None:
+        """Add rows to the partials of the codewords that `codes` names.
+
+        Raises
+        ------
+        LayoutError
+            There are not as many codes as rows, or a code is not below its field's number of
+            codewords.
+        """
+        n_codewords = {
+            name: int(codebooks.slots[slot, SLOT_CODEWORDS])
+            for name, slot in codebooks.slot_of.items()
+        }
+        check_codes(rows.layout, codes, n_codewords)
+        self._run(rows, codebooks, self._uploaded(codes), None, find=False, accumulate=True)
+
+    def partials(self, codebooks: CudaCodebooks) -> dict[str, Partial]:
+        """Return all that was accumulated since the codebooks were loaded."""
+        self._carry(codebooks)
+        host = {
+            name: None if array is None else self._downloaded(array)
+            for name, array in codebooks.sums.items()
+        }
+        return {
+            name: _partial(codebooks, number, host)
+            for name, number in codebooks.slot_of.items()
+            if codebooks.codebooks[number].fixed_point is not None
+        }
+
+    def rechecked(self, codebooks: CudaCodebooks) -> dict[str, int]:
+        """Return how many rows of each field the filter did not prove since then."""
+        return self._by_field(codebooks, "rechecked")
+
+    def exact(self, codebooks: CudaCodebooks) -> dict[str, int]:
+        """Return how many rows of each field only the definition decided since then."""
+        return self._by_field(codebooks, "exact")
+
+    def _by_field(self, codebooks: CudaCodebooks, counter: str) -> dict[str, int]:
+        counted = self._downloaded(codebooks.sums[counter])
+        return {name: int(counted[number]) for name, number in codebooks.slot_of.items()}
+
+    def _lay_out(self, codebooks: tuple[Codebook, ...]) -> tuple[Int64, list[NDArray[np.int32]]]:
+        """Return the table of slots, and each field's codewords by place."""
+        slots = np.zeros((len(codebooks), SLOT_FIELDS), np.int64)
+        orders = []
+        word = code = column = group = fragment = 0
+        for slot, codebook in zip(slots, codebooks, strict=True):
+            n_codewords, dim = codebook.codewords.shape
+            order = _order(codebook.codewords)
+            n_groups, steps = len(order) // GROUP, steps_of(dim)
+            wide = codebook.fixed_point is not None and codebook.fixed_point.wide
+            shared = sums_are_shared(
+                n_codewords, dim, n_groups, wide=wide, shared_bytes=self.device.limits.shared_bytes
+            )
+            slot[:] = [
+                dim, n_codewords, word, code, column, group, n_groups, fragment, wide, shared, steps
+            ]  # fmt: skip
+            word += n_codewords * dim
+            code += n_codewords
+            column += dim
+            group += n_groups
+            fragment += n_groups * steps * STEP_WORDS
+            orders.append(order)
+        return slots, orders
+
+    def _run(
+        self,
+        rows: CudaRows,
+        codebooks: CudaCodebooks,
+        codes: DeviceArray,
+        distances: DeviceArray | None,
+        *,
+        find: bool,
+        accumulate: bool,
+    ) -> None:
+        """Launch the kernels over the chunk's rows, class by class."""
+        if accumulate:
+            codebooks.rows_since_carry += rows.layout.n_rows
+            if codebooks.rows_since_carry > CARRY_ROWS:
+                self._carry(codebooks)
+                codebooks.rows_since_carry = rows.layout.n_rows
+        if rows.ready is not None:
+            self.device.wait(self._stream, rows.ready)
+        limit = self.device.limits.shared_bytes
+        common: Arrays = {
+            **codebooks.packed,
+            **codebooks.sums,
+            "values": rows.values,
+            "weights": rows.weights,
+            "codes": codes,
+            "words": codebooks.words,
+            "distances": distances,
+        }
+        for one, runs, slots in self._classes(rows, codebooks):
+            common["runs"] = self._uploaded(runs.reshape(-1))
+            planned = assign_launch(one, slots, limit, accumulate=accumulate)
+            filtered = planned.warps > 0
+            if filtered or not find:
+                bounds = common["bounds_low" if one.folded else "bounds"]
+                self._launch(
+                    f"assign_update_{one.name}_{rows.kind}", len(runs),
+                    max(planned.warps, 1) * WARP, planned.shared_bytes,
+                    {**common, "bounds": bounds, "find": int(find), "accumulate": int(accumulate),
+                     "window": planned.window},
+                    left_out=("bounds_low", "words", "distances", "rechecked", "exact"),
+                )  # fmt: skip
+            if not find:
+                continue
+            finer = recheck_launch(slots, limit)
+            self._launch(
+                f"recheck_{rows.kind}", len(runs), max(finer.warps, 1) * WARP, finer.shared_bytes,
+                {**common, "bounds": common["bounds_low"], "accumulate": int(accumulate),
+                 "everything": int(not filtered), "products": int(finer.warps > 0)},
+                left_out=("bounds_low",),
+            )  # fmt: skip
+        if rows.slot is not None:
+            rows.slot.used = self.device.record(self._stream)
+
+    def _launch(
+        self,
+        kernel: str,
+        grid: int,
+        block: int,
+        shared_bytes: int,
+        arguments: Mapping[str, Any],
+        left_out: tuple[str, ...],
+    ) -> None:
+        taken = {name: one for name, one in arguments.items() if name not in left_out}
+        self.device.launch(
+            kernel, grid, block, taken, shared_bytes=shared_bytes, stream=self._stream
+        )
+
+    def _classes(
+        self, rows: CudaRows, codebooks: CudaCodebooks
+    ) -> Iterator[tuple[DimClass, Int64, Int64]]:
+        """Yield each class of dims that the chunk has, its runs, and its fields' slots."""
+        segments = []
+        for segment in rows.layout.segments:
+            number = codebooks.slot_of.get(segment.field)
+            if number is None:
+                continue
+            check_columns(segment, int(codebooks.slots[number, SLOT_DIM]))
+            fixed_point = codebooks.codebooks[number].fixed_point
+            weighted = fixed_point is not None and fixed_point.weighted
+            segments.append((number, segment, weighted))
+        for one in dict.fromkeys(dim_class(segment.dim) for _, segment, _ in segments):
+            own = [s for s in segments if dim_class(s[1].dim) == one]
+            runs = cut_runs(own, codebooks.slots, self.device.limits.processors)
+            if len(runs):
+                yield one, runs, codebooks.slots[sorted({number for number, _, _ in own})]
+
+    def _carry(self, codebooks: CudaCodebooks) -> None:
+        """Bring the low limbs below 2³² again."""
+        if not codebooks.wide():
+            return
+        for name in ("sums", "weight_sums"):
+            high = self._downloaded(codebooks.sums[name])
+            low = self._downloaded(codebooks.sums[f"{name}_low"])
+            for array, target in zip(carry(high, low), (name, f"{name}_low"), strict=True):
+                self.device.upload(array, codebooks.sums[target], self._stream)
+        self.device.synchronize(self._stream)
+
+    def _uploaded(self, source: NDArray[Any]) -> DeviceArray:
+        target = self._lending(self.device.empty(source.size, source.dtype))
+        self.device.upload(source.reshape(-1), target, self._stream)
+        return target
+
+    def _cleared(self, size: int, dtype: Any = np.int64) -> DeviceArray:
+        array = self._lending(self.device.empty(size, dtype))
+        self.device.clear(array, self._stream)
+        return array
+
+    def _codes_of(self, n_rows: int) -> DeviceArray:
+        """Return memory for codes that nobody asks for; the same again and again."""
+        if self._codes is None or self._codes.size < n_rows:
+            self._codes = self._lending(self.device.empty(n_rows, np.uint32))
+        return self._codes[:n_rows]
+
+    def _lending(self, array: DeviceArray) -> DeviceArray:
+        self._lent.append(array)
+        return array
+
+    def _downloaded(self, source: DeviceArray) -> NDArray[Any]:
+        target = np.empty(source.size, source.dtype)
+        self.device.download(source, target, self._stream)
+        self.device.synchronize(self._stream)
+        self._lent.clear()
+        return target
+
+
+def _order(codewords: Float32) -> NDArray[np.int32]:
+    """Return the codeword at each place, −1 for none: by norm, repeated ones left out.
+
+    Chunks of codewords share a bound, which is tight where their norms are alike.
+    """
+    scale, centre = filter_frame(codewords, 0)
+    centred = codewords.astype(np.float64) * scale - centre
+    norms = np.einsum("kj,kj->k", centred, centred)
+    by_norm = np.argsort(norms, kind="stable").astype(np.int32)
+    if len(np.unique(norms)) < len(norms):
+        by_norm = by_norm[~repeated_codewords(codewords)[by_norm]]
+    order = np.full(-(-len(by_norm) // GROUP) * GROUP, -1, np.int32)
+    order[: len(by_norm)] = by_norm
+    return order
+
+
+def _partial(
+    codebooks: CudaCodebooks, number: int, host: Mapping[str, NDArray[Any] | None]
+) -> Partial:
+    """Return one slot's partial from the downloaded sums of all."""
+    slot = codebooks.slots[number]
+    dim, n_codewords = int(slot[SLOT_DIM]), int(slot[SLOT_CODEWORDS])
+    words = slice(int(slot[SLOT_WORD]), int(slot[SLOT_WORD]) + n_codewords * dim)
+    codes = slice(int(slot[SLOT_CODE]), int(slot[SLOT_CODE]) + n_codewords)
+
+    def part(name: str, place: slice) -> Int64:
+        array = host[name]
+        assert array is not None
+        return array[place].copy()
+
+    fixed_point = codebooks.codebooks[number].fixed_point
+    assert fixed_point is not None
+    counts, weight_sums = part("counts", codes), part("weight_sums", codes)
+    if not fixed_point.weighted and not fixed_point.wide:
+        weight_sums = (
+            counts << fixed_point.weight_shift
+        )  # rint(1·2^t) a row: the kernel only counts
+    return Partial(
+        part("sums", words).reshape(n_codewords, dim),
+        weight_sums,
+        counts,
+        part("sums_low", words).reshape(n_codewords, dim) if fixed_point.wide else None,
+        part("weight_sums_low", codes) if fixed_point.wide else None,
+    )

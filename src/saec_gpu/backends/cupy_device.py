@@ -1,0 +1,209 @@
+"""A CUDA device by CuPy: its memory, streams and run-time compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saec_gpu.backends.device import DeviceArray, DeviceLimits, Event, Stream
+from saec_gpu.backends.kernel_sources import KernelSource, kernel_sources, sources_folder
+from saec_gpu.errors import (
+    BackendUnavailableError,
+    DeviceError,
+    DeviceMemoryError,
+    MissingExtraError,
+)
+
+LEAST_ARCHITECTURE = 75  # the first with float16 products that add in float32, 16 × 8 at a time
+# What is compiled at run time is compiled like this everywhere: CuPy adds -ftz=true and
+# --device-as-default-execution-space, and the checks of the kernels do the same.
+OPTIONS = ("-std=c++17",)
+
+
+def import_cupy() -> Any:
+    """Return the module cupy.
+
+    Raises
+    ------
+    MissingExtraError
+        It is not installed.
+    BackendUnavailableError
+        It is there and cannot be loaded.
+    """
+    try:
+        import cupy
+    except ModuleNotFoundError as err:
+        if err.name != "cupy":
+            raise
+        raise MissingExtraError.for_extra("cupy", "cuda13", 'backend="cupy"') from err
+    except ImportError as err:
+        raise BackendUnavailableError(
+            f"CuPy is installed but cannot be loaded ({err}); keep one of cupy-cuda12x and "
+            "cupy-cuda13x, the one of your driver's CUDA version, and install it again"
+        ) from err
+    return cupy
+
+
+def why_unavailable() -> str | None:
+    """Return why no device can be used here, in words that say what to do; None where one can."""
+    try:
+        cupy = import_cupy()
+        count = cupy.cuda.runtime.getDeviceCount()
+    except (MissingExtraError, BackendUnavailableError) as err:
+        return str(err)
+    except Exception as err:  # CuPy's runtime errors share no base with each other
+        return (
+            f"CuPy finds no usable NVIDIA driver ({err}); install or update the driver (nvidia-smi "
+            'must list the device), or use backend="cpu"'
+        )
+    if count == 0:
+        return 'the driver lists no device; look at CUDA_VISIBLE_DEVICES, or use backend="cpu"'
+    return None
+
+
+class CupyDevice:
+    """One CUDA device.
+
+    Parameters
+    ----------
+    number : int
+        As CUDA counts them.
+
+    Raises
+    ------
+    MissingExtraError, BackendUnavailableError
+        The device cannot be used; says what to do.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        reason = why_unavailable()
+        if reason is not None:
+            raise BackendUnavailableError(reason)
+        self._cupy = import_cupy()
+        runtime = self._cupy.cuda.runtime
+        count = runtime.getDeviceCount()
+        if not 0 <= number < count:
+            raise BackendUnavailableError(
+                f"device {number} was asked for, but there are {count}: give 0 to {count - 1}"
+            )
+        self._device = self._cupy.cuda.Device(number)
+        found = runtime.getDeviceProperties(number)
+        architecture = found["major"] * 10 + found["minor"]
+        name = found["name"].decode()
+        if architecture < LEAST_ARCHITECTURE:
+            raise BackendUnavailableError(
+                f"{name} has compute capability {found['major']}.{found['minor']}; the kernels need "
+                '7.5 or later (Turing, 2018): use backend="numba" or backend="cpu"'
+            )
+        self.limits = DeviceLimits(
+            name,
+            architecture,
+            found["multiProcessorCount"],
+            found["sharedMemPerBlockOptin"],
+            found["totalGlobalMem"],
+        )
+
+    def free_bytes(self) -> int:
+        """Return the memory that can still be had, what CuPy holds in reserve included."""
+        with self._device:
+            free, _ = self._cupy.cuda.runtime.memGetInfo()
+            return int(free) + int(self._cupy.get_default_memory_pool().free_bytes())
+
+    def empty(self, size: int, dtype: Any) -> DeviceArray:
+        """Return memory of whatever content."""
+        with self._device:
+            try:
+                return self._cupy.empty(size, dtype)
+            except self._cupy.cuda.memory.OutOfMemoryError as err:
+                wanted = size * np.dtype(dtype).itemsize
+                raise DeviceMemoryError(
+                    f"{self.limits.name} has {self.free_bytes()} bytes left, {wanted} were asked "
+                    "for; give less memory= or stop what else uses the device"
+                ) from err
+
+    def pinned(self, size: int, dtype: Any) -> NDArray[Any]:
+        """Return host memory from which copies run beside other work."""
+        n_bytes = size * np.dtype(dtype).itemsize
+        with self._device:
+            memory = self._cupy.cuda.alloc_pinned_memory(max(1, n_bytes))
+        return np.frombuffer(memory, dtype, size)
+
+    def stream(self) -> Stream:
+        """Return a new stream."""
+        with self._device:
+            return self._cupy.cuda.Stream(non_blocking=True)
+
+    def clear(self, array: DeviceArray, stream: Stream) -> None:
+        """Fill with zero bytes."""
+        if array.size:
+            with self._device:
+                array.data.memset_async(0, array.nbytes, stream)
+
+    def upload(self, source: NDArray[Any], target: DeviceArray, stream: Stream) -> None:
+        """Copy to the device."""
+        if source.size:
+            with self._device:
+                target.data.copy_from_host_async(
+                    np.ascontiguousarray(source).ctypes.data, source.nbytes, stream
+                )
+
+    def download(self, source: DeviceArray, target: NDArray[Any], stream: Stream) -> None:
+        """Copy from the device."""
+        if source.size:
+            with self._device:
+                source.data.copy_to_host_async(target.ctypes.data, target.nbytes, stream)
+
+    def record(self, stream: Stream) -> Event:
+        """Return the present end of the stream's work."""
+        with self._device:
+            return stream.record()
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """Let the stream's later work wait for the event."""
+        with self._device:
+            stream.wait_event(event)
+
+    def synchronize(self, work: Stream | Event) -> None:
+        """Wait here until a stream's work is done, or all that came before an event."""
+        with self._device:
+            try:
+                work.synchronize()
+            except self._cupy.cuda.runtime.CUDARuntimeError as err:
+                raise DeviceError(f"work on {self.limits.name} failed: {err}") from err
+
+    def launch(
+        self,
+        kernel: str,
+        grid: int,
+        block: int,
+        arguments: Mapping[str, DeviceArray | float | None],
+        *,
+        shared_bytes: int,
+        stream: Stream,
+    ) -> None:
+        """Run a kernel of `kernels/` by its name."""
+        source = kernel_sources()[kernel]
+        packed = source.packed(arguments, lambda array: int(array.data.ptr))
+        with self._device, stream:
+            function = self._compiled(source)
+            function.max_dynamic_shared_size_bytes = shared_bytes
+            try:
+                function((grid,), (block,), (packed,), shared_mem=shared_bytes)
+            except self._cupy.cuda.driver.CUDADriverError as err:
+                raise DeviceError(
+                    f"{self.limits.name} refuses to run {kernel} on {grid} blocks of {block} "
+                    f"threads with {shared_bytes} bytes of shared memory each: {err}"
+                ) from err
+
+    @cache  # noqa: B019  # a device lives as long as its process
+    def _compiled(self, source: KernelSource) -> Any:
+        """Return the kernel, compiled ahead of time or now; CuPy keeps what it compiles on disk."""
+        ahead = sources_folder() / f"{source.file.removesuffix('.cu')}.fatbin"
+        if ahead.is_file():
+            return self._cupy.RawModule(path=str(ahead)).get_function(source.name)
+        module = self._cupy.RawModule(code=source.unit, options=(*OPTIONS, f"-I{sources_folder()}"))
+        return module.get_function(source.name)

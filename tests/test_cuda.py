@@ -1,0 +1,291 @@
+"""The CUDA backend from source to artifact, on the emulator: streaming, residency, memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emulated_device import LIMITS, EmulatedDevice
+from numpy.typing import NDArray
+
+import saec_gpu as saec
+from builders import weights_of
+from conftest import EMULATED
+from saec_gpu.artifact import Artifact
+from saec_gpu.backends.cuda_plan import (
+    LEAST_RUN_ROWS,
+    ROWS_A_CODEWORD,
+    SLOT_CODEWORDS,
+    SLOT_FIELDS,
+    SLOT_GROUPS,
+    SLOT_STEPS,
+    assign_launch,
+    cut_runs,
+    dim_class,
+    recheck_launch,
+    steps_of,
+    sums_are_shared,
+    window_groups,
+)
+from saec_gpu.backends.cupy_cuda import CudaBackend
+from saec_gpu.backends.protocol import Backend
+from saec_gpu.data import Chunk, Codebook, Float32, Float64
+from saec_gpu.errors import DeviceMemoryError, LayoutError
+from saec_gpu.layout import lay_out
+
+Tables = tuple[dict[str, Float32], dict[str, Float64]]
+
+
+class WatchedDevice(EmulatedDevice):
+    """Counts launches and the bytes that go to the device from pinned memory; refuses if told."""
+
+    def __init__(self, *args: Any, refused: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.copied = 0
+        self.refused = refused
+        self.launches: Counter[str] = Counter()
+
+    def launch(self, kernel: str, *args: Any, **kwargs: Any) -> None:
+        self.launches[kernel] += 1
+        super().launch(kernel, *args, **kwargs)
+
+    def upload(self, source: NDArray[Any], target: Any, stream: Any) -> None:
+        self.copied += source.nbytes * self._is_pinned(source)
+        super().upload(source, target, stream)
+
+    def empty(self, size: int, dtype: Any) -> Any:
+        if self.refused and size >= 1000 and np.dtype(dtype) == np.float32:
+            self.refused -= 1
+            raise DeviceMemoryError(f"{size} were asked for; told to refuse")
+        return super().empty(size, dtype)
+
+
+def tables_of(rng: np.random.Generator) -> Tables:
+    """Ragged fields, some weighted, some with sums in two limbs, one with codewords run empty."""
+    rows = {
+        "item": rng.standard_normal((5000, 17)),
+        "user": rng.standard_normal((6000, 3)) + 1000,
+        "shop": np.repeat(rng.standard_normal((5, 4)), 40, axis=0),
+        "tag": rng.standard_normal((150, 40)) * np.exp(3 * rng.standard_normal((150, 1))),
+        "word": rng.standard_normal((60, 300)),
+        "none": np.zeros((0, 8)),
+    }
+    weights = {
+        "item": weights_of("whole", rng, 5000),
+        "tag": weights_of("wide", rng, 150),
+        "user": weights_of("sparse", rng, 6000),
+    }
+    given = {name: one for name, one in weights.items() if one is not None}
+    return {name: one.astype(np.float32) for name, one in rows.items()}, given
+
+
+def artifact_bytes(artifact: Artifact) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(artifact.path)): path.read_bytes()
+        for path in sorted(artifact.path.rglob("*"))
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def tables() -> Tables:
+    return tables_of(np.random.default_rng(11))
+
+
+@pytest.fixture(scope="module")
+def expected(tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, bytes]:
+    rows, weights = tables
+    out = tmp_path_factory.mktemp("cpu") / "a.saec"
+    return artifact_bytes(
+        saec.compress(rows, weights=weights, codewords=20, out=out, backend="cpu")
+    )
+
+
+@pytest.mark.parametrize("name", EMULATED)
+@pytest.mark.parametrize("memory", [None, 1_500_000])
+def test_artifacts_are_the_cpu_s(
+    tables: Tables, expected: Mapping[str, bytes], tmp_path: Path, name: str, memory: int | None
+) -> None:
+    rows, weights = tables
+    backend = CudaBackend(EmulatedDevice(seed=EMULATED[name]))
+    threads = threading.active_count()
+    artifact = saec.compress(
+        rows, weights=weights, codewords=20, out=tmp_path / "a.saec", backend=backend, memory=memory
+    )
+    assert artifact_bytes(artifact) == expected
+    assert artifact.verify(rows, weights=weights).ok
+    assert threading.active_count() == threads
+    sets = artifact.run["residency_sets"]
+    assert (len(sets) == 1) == (memory is None)
+    # what waits for nothing but memory is given back
+    assert backend.device.free_bytes() > 0.9 * LIMITS.memory_bytes
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 5])
+def test_rows_that_pass_through_are_never_mixed_up(tmp_path: Path, seed: int) -> None:
+    # A ring of four places, reads of 50 rows: each place is used again and again in a pass.
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((16_000, 5)).astype(np.float32)
+    weights = rng.integers(1, 9, 16_000).astype(np.float64)
+    common: dict[str, Any] = {"weights": weights, "codewords": 7, "max_iter": 4, "chunk_rows": 50}
+    plain = saec.compress(rows, out=tmp_path / "cpu.saec", backend="cpu", **common)
+    backend = CudaBackend(EmulatedDevice(seed=seed))
+    streamed = saec.compress(
+        rows, out=tmp_path / "cuda.saec", backend=backend, memory=400_000, **common
+    )
+    (planned,) = streamed.run["residency_sets"]
+    assert 10_000 < planned["resident_rows"] < 15_000
+    assert artifact_bytes(streamed) == artifact_bytes(plain)
+
+
+def test_a_field_that_fits_is_copied_once(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((3000, 6)).astype(np.float32)
+    device = WatchedDevice()
+    artifact = saec.compress(
+        rows, codewords=9, out=tmp_path / "a.saec", backend=CudaBackend(device), tol=0, max_iter=5
+    )
+    assert artifact["x"].record["iterations"] == 5
+    assert device.copied == rows.nbytes
+
+
+def test_of_a_large_field_only_the_rest_is_copied_again(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((20_000, 6)).astype(np.float32)
+    device = WatchedDevice()
+    artifact = saec.compress(
+        rows, codewords=9, out=tmp_path / "a.saec", backend=CudaBackend(device), tol=0, max_iter=3,
+        memory="600kB",
+    )  # fmt: skip
+    (planned,) = artifact.run["residency_sets"]
+    stay = planned["resident_rows"]
+    assert 0 < stay < 20_000
+    # statistics, three passes of the fit, codes
+    assert device.copied == 24 * (stay + 5 * (20_000 - stay))
+
+
+def test_a_full_device_gets_smaller_sets(
+    tables: Tables, expected: Mapping[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # RELIABILITY 21
+    rows, weights = tables
+    for refused in (1, 3):
+        backend = CudaBackend(WatchedDevice(refused=refused))
+        artifact = saec.compress(
+            rows, weights=weights, codewords=20, out=tmp_path / f"{refused}.saec", backend=backend,
+            memory="30MB",
+        )  # fmt: skip
+        assert artifact_bytes(artifact) == expected
+    assert "going on with sets of at most 15,000,000 bytes" in caplog.text
+
+
+def test_a_device_too_small_for_anything_is_an_error(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((3000, 6)).astype(np.float32)
+    backend = CudaBackend(EmulatedDevice(replace(LIMITS, memory_bytes=20_000)))
+    with pytest.raises(DeviceMemoryError, match="of 20000 are free"):
+        saec.compress(rows, codewords=9, out=tmp_path / "a.saec", backend=backend, memory="10MB")
+    assert not (tmp_path / "a.saec").exists()
+
+
+# Plans: pure numbers
+
+
+@pytest.mark.parametrize(
+    ("dim", "name", "steps"),
+    [(1, "d8", 1), (8, "d8", 1), (9, "d16", 1), (17, "d32", 2), (33, "d64", 4), (65, "d128", 8),
+     (256, "d256", 16), (257, "any", 17), (1024, "any", 64)],
+)  # fmt: skip
+def test_every_dim_has_a_class(dim: int, name: str, steps: int) -> None:
+    assert dim_class(dim).name == name
+    assert steps_of(dim) == steps
+
+
+@pytest.mark.parametrize("shared_bytes", [64 * 1024, 99 * 1024, 163 * 1024, 227 * 1024])
+def test_launches_fit_the_shared_memory(shared_bytes: int) -> None:
+    # RELIABILITY 36
+    for dim in (1, 8, 16, 33, 64, 128, 256, 300, 1024, 2048):
+        for n_codewords in (1, 33, 1024, 70_000):
+            groups = -(-n_codewords // 32)
+            shared = sums_are_shared(
+                n_codewords, dim, groups, wide=False, shared_bytes=shared_bytes
+            )
+            slots = np.zeros((1, SLOT_FIELDS), np.int64)
+            slots[0, :2] = dim, n_codewords
+            slots[0, SLOT_GROUPS], slots[0, SLOT_STEPS] = groups, steps_of(dim)
+            slots[0, 9] = shared
+            launch = assign_launch(dim_class(dim), slots, shared_bytes, accumulate=True)
+            assert launch.shared_bytes <= shared_bytes
+            assert recheck_launch(slots, shared_bytes).shared_bytes <= shared_bytes - 16 * 1024
+            if not dim_class(dim).looped:
+                assert 1 <= launch.window <= window_groups(dim_class(dim), shared_bytes) <= 32
+    # what the workhorse is made for stays in shared memory
+    assert sums_are_shared(1024, 16, 32, wide=False, shared_bytes=227 * 1024)
+
+
+def test_runs_cover_each_row_once(rng: np.random.Generator) -> None:
+    for _ in range(50):
+        sizes = [
+            (f"field {i}", int(rng.integers(0, 9)), int(2 ** rng.uniform(0, 22)), dim)
+            for i, dim in enumerate(rng.choice([1, 16, 64], rng.integers(1, 7)).tolist())
+        ]
+        layout = lay_out(sizes)
+        slots = np.ones((len(sizes), SLOT_FIELDS), np.int64)
+        slots[:, SLOT_CODEWORDS] = rng.integers(1, 2000, len(sizes))
+        work = [(i, s, bool(i % 2)) for i, s in enumerate(layout.segments)]
+        runs = cut_runs(work, slots, 132)
+        for slot, segment, weighted in work:
+            own = runs[runs[:, 0] == slot]
+            own = own[np.argsort(own[:, 4])]
+            assert own[:, 1].sum() == segment.n_rows
+            firsts = segment.first_row + np.cumsum([0, *own[:-1, 1]])
+            assert own[:, 4].tolist() == firsts.tolist()
+            values = segment.first_value + (firsts - segment.first_row) * segment.dim
+            assert own[:, 2].tolist() == values.tolist()
+            assert own[:, 3].tolist() == (firsts if weighted else np.full(len(own), -1)).tolist()
+            if len(own) > 1:
+                least = max(LEAST_RUN_ROWS, ROWS_A_CODEWORD * slots[slot, SLOT_CODEWORDS])
+                assert own[:-1, 1].min() >= least
+
+
+@pytest.mark.parametrize("n", [2**31 - 1, 2**31, 2**31 + 1, 2**33 + 5])
+def test_runs_above_32_bits(n: int) -> None:
+    # RELIABILITY 9, 10, 11
+    (segment,) = lay_out([("x", 0, n, 16)]).segments
+    slots = np.ones((1, SLOT_FIELDS), np.int64)
+    runs = cut_runs([(0, segment, True)], slots, 132)
+    assert runs.dtype == np.int64
+    last = runs[np.argmax(runs[:, 4])]
+    assert last[4] + last[1] == n
+    assert last[2] == last[4] * 16
+    assert runs[:, 1].sum() == n
+
+
+# The seam checks what it is given
+
+
+def test_a_launch_is_checked_against_the_kernel() -> None:
+    device = EmulatedDevice()
+    stream = device.stream()
+    with pytest.raises(LayoutError, match="missing are"):
+        device.launch("pack_codebook", 1, 128, {}, shared_bytes=0, stream=stream)
+
+
+def test_launches_of_all_classes_are_counted() -> None:
+    # a chunk of many dims is one launch of each kernel for each class, not one for each field
+    rng = np.random.default_rng(0)
+    device = WatchedDevice()
+    rows = {f"{d} {i}": rng.standard_normal((40, d)) for d in (16, 12, 64) for i in range(5)}
+    backend: Backend = CudaBackend(device)
+    layout = lay_out((name, 0, 40, one.shape[1]) for name, one in rows.items())
+    values = np.concatenate([one.reshape(-1) for one in rows.values()]).astype(np.float32)
+    words = {name: Codebook(one[:3].astype(np.float32)) for name, one in rows.items()}
+    loaded = backend.load_codebooks(words)
+    backend.assign(backend.load_rows(Chunk(layout, values, None)), loaded)
+    assert device.launches == {
+        "pack_codebook": 1, "assign_update_d16_f32": 1, "assign_update_d64_f32": 1,
+        "recheck_f32": 2,
+    }  # fmt: skip
