@@ -27,7 +27,7 @@ struct AssignUpdate {  // parameters
   const double* weights;         // IN    (n_rows), or null where no run is weighted
   const uint32* fragments;       // IN    (groups, steps, 2, 32, 4) of each field
   const uint32* fragments_low;   // IN    the same
-  const float* keys;             // IN    (n_groups, 4, 8)
+  const float* keys;             // IN    (n_groups, 4, 4, 4) see KEYS
   const float* bounds;           // IN    (n_groups, 4, 2); of both halves in the class of 8
   const int32* order;            // IN    (n_groups, 4, 8) codeword at each place, -1 for none
   const double* column_scales;   // IN    (n_columns) 2^s_j
@@ -68,7 +68,7 @@ struct Held {
     h.fragments = memory;
     h.fragments_low = h.fragments + window * STEPS * STEP_WORDS;
     h.keys = reinterpret_cast<float*>(h.fragments_low + (FOLDED ? window * STEP_WORDS : 0));
-    h.bounds = h.keys + window * GROUP;
+    h.bounds = h.keys + window * KEYS;
     h.centre = h.bounds + window * 4 * 2;
     uint32* codes = reinterpret_cast<uint32*>(h.centre + STEPS * STEP);
     h.codes = codes + warp * MOST_TILES * TILE;
@@ -83,7 +83,7 @@ struct Held {
     if (FOLDED) {
       copy(fragments_low, packed.fragments_low + int64(first) * STEP_WORDS, groups * STEP_WORDS);
     }
-    copy(keys, packed.keys + int64(first) * GROUP, groups * GROUP);
+    copy(keys, packed.keys + int64(first) * KEYS, groups * KEYS);
     copy(bounds, packed.bounds + int64(first) * 4 * 2, groups * 4 * 2);
     copy_async_commit();
     copy_async_wait<0>();
@@ -138,7 +138,7 @@ struct Tiles {
 #pragma unroll
       for (int32 h = 0; h < 2; h++) {
         bound[m][h] = row_bound(quad_sum(sums[h].squares), quad_sum(sums[h].residual_squares),
-                                field.dim, FOLDED);
+                                field.dim);
         best[m][h].clear();
       }
     }
@@ -147,13 +147,12 @@ struct Tiles {
   // Looks at the window's groups; `first` is the number of the first one in the field.
   __device__ __forceinline__ void scan(const Packed& packed, int32 first, int32 groups,
                                        int32 lane) {
-    const float4* keys = reinterpret_cast<const float4*>(packed.keys) + (lane & 3) * 2;
+    const float4* keys = reinterpret_cast<const float4*>(packed.keys) + (lane & 3);
     const float2* bounds = reinterpret_cast<const float2*>(packed.bounds) + (lane & 3);
     const uint4* fragments = reinterpret_cast<const uint4*>(packed.fragments) + lane;
     const uint4* fragments_low = reinterpret_cast<const uint4*>(packed.fragments_low) + lane;
 #pragma unroll 1
     for (int32 g = 0; g < groups; g++) {
-      const float4 four[2] = {keys[g * 8], keys[g * 8 + 1]};
       const float2 chunk = bounds[g * 4];
       float least[TILES][2];
 #pragma unroll
@@ -163,20 +162,33 @@ struct Tiles {
         for (int32 s = 0; s < STEPS; s++) e[s] = fragments[((g * STEPS + s) * 2 + pair) * WARP];
         uint4 r = {};
         if (FOLDED) r = fragments_low[(g * 2 + pair) * WARP];
-        const float4 start = four[pair];
+        float start[2][4];
+#pragma unroll
+        for (int32 i = 0; i < 2; i++) {
+          const float4 four = keys[(g * 4 + 2 * pair + i) * 4];
+          start[i][0] = four.x;
+          start[i][1] = four.y;
+          start[i][2] = four.z;
+          start[i][3] = four.w;
+        }
 #pragma unroll
         for (int32 m = 0; m < TILES; m++) {
-          float d[2][4] = {{start.x, start.y, start.x, start.y}, {start.z, start.w, start.z, start.w}};
+          float d[2][4];
           if (FOLDED) {
             // The small products first, so that they are added up at their own scale (BOUND.md).
             float small[2][4] = {};
             mma_f16(small[0], low[m], r.x, r.y);
             mma_f16(small[1], low[m], r.z, r.w);
 #pragma unroll
-            for (int32 i = 0; i < 8; i++) d[i / 4][i % 4] += small[i / 4][i % 4];
+            for (int32 i = 0; i < 8; i++) small[i / 4][i % 4] += start[i / 4][i % 4];
+            mma_f16(d[0], a[m][0], e[0].x, e[0].y, small[0]);
+            mma_f16(d[1], a[m][0], e[0].z, e[0].w, small[1]);
+          } else {
+            mma_f16(d[0], a[m][0], e[0].x, e[0].y, start[0]);
+            mma_f16(d[1], a[m][0], e[0].z, e[0].w, start[1]);
           }
 #pragma unroll
-          for (int32 s = 0; s < STEPS; s++) {
+          for (int32 s = 1; s < STEPS; s++) {
             mma_f16(d[0], a[m][s], e[s].x, e[s].y);
             mma_f16(d[1], a[m][s], e[s].z, e[s].w);
           }

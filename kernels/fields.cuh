@@ -34,6 +34,9 @@ constexpr int32 WARP = 32;
 // of a quad. A lane sees the keys of its own chunk in the accumulators of four 16 x 8 products.
 constexpr int32 GROUP = 32;
 constexpr int32 CHUNK = 8;
+// The keys of a group as the accumulators of its four blocks of 8 codewords begin: for each block and
+// chunk the keys of its two codewords, twice (rows g and g + 8).
+constexpr int32 KEYS = 4 * 4 * 4;
 constexpr int32 STEP = 16;                   // columns of one product
 constexpr int32 STEP_WORDS = GROUP * STEP / 2;  // 32-bit words of a group's float16 in one step
 constexpr int32 FOLDED_DIM = 8;  // up to here high and low halves share one step (BOUND.md)

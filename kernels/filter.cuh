@@ -16,7 +16,7 @@ namespace saec {
 struct Packed {
   const uint32* fragments;      // [group][step][pair of blocks][lane][4]: -2 ê as float16
   const uint32* fragments_low;  // the same of e - ê; folded: [low half | high half] in one step
-  const float* keys;            // [group][chunk][8]: |e|² - kappa n²
+  const float* keys;            // [group][block][chunk][4], see KEYS: |e|² - kappa n²
   const float* bounds;          // [group][chunk][2]: norm n and rounding δ
 };
 
@@ -113,6 +113,7 @@ struct Winner {
 };
 
 // From each lane's share of the 8 keys of its quad's chunk to the winner, the same in all four.
+// `keys` are the chunk's in the first block.
 __device__ __forceinline__ Winner winner_of(float (&share)[CHUNK], const float* keys, int32 lane) {
   // Two exchanges leave each lane of the quad with two whole keys.
   const bool upper = (lane & 2) != 0;
@@ -130,8 +131,8 @@ __device__ __forceinline__ Winner winner_of(float (&share)[CHUNK], const float* 
     two[i] = (odd ? four[i + 2] : four[i]) + __shfl_xor_sync(FULL_WARP, sent, 1);
   }
   const int32 first = (upper ? 4 : 0) + (odd ? 2 : 0);
-  two[0] += keys[first];
-  two[1] += keys[first + 1];
+  two[0] += keys[first / 2 * 16];
+  two[1] += keys[first / 2 * 16 + 1];
   Winner w = {fminf(two[0], two[1]), fmaxf(two[0], two[1]), two[1] < two[0] ? first + 1 : first};
   for (int32 apart = 1; apart <= 2; apart *= 2) {
     const float other = __shfl_xor_sync(FULL_WARP, w.key, apart);
@@ -149,10 +150,10 @@ __device__ __forceinline__ Winner winner_of(float (&share)[CHUNK], const float* 
 // Whether the winner is nearer than every other codeword (BOUND.md). A row or key that is not
 // finite makes the bound NaN or infinite, and nothing is proved.
 __device__ __forceinline__ bool proved(const Winner& w, float second_chunk, const RowBound& row,
-                                       const float* bound, int32 dim, bool halves) {
+                                       const float* bound, int32 dim) {
   const float norm = bound[0];
   const float reach = SLACK * (row.slope * norm + row.slant * bound[1]);
-  const float rest = accumulation_bound(dim) * norm * norm + row.floor(dim, halves);
+  const float rest = accumulation_bound(dim) * norm * norm + row.floor(dim);
   const float upper = w.key + reach + SLACK * 2.0f * rest;
   return upper < fminf(second_chunk, w.second - reach);
 }
@@ -197,8 +198,8 @@ __device__ __forceinline__ uint32 code_of(const Best& best, int32 held, const Pa
     }
   }
   const int64 at = int64(held) * 4 + chunk;
-  const Winner w = winner_of(share, packed.keys + at * CHUNK, lane);
-  if (!proved(w, best.second, row, packed.bounds + at * 2, field.dim, HALVES)) {
+  const Winner w = winner_of(share, packed.keys + int64(held) * KEYS + chunk * 4, lane);
+  if (!proved(w, best.second, row, packed.bounds + at * 2, field.dim)) {
     return UNPROVED;
   }
   return uint32(order[(field.group * 4 + best.group) * CHUNK + w.place]);

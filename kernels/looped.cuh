@@ -34,8 +34,8 @@ __device__ __forceinline__ void load_tile(const void* values, const int64 (&row)
   }
 #pragma unroll
   for (int32 h = 0; h < 2; h++) {
-    bound[h] = row_bound(quad_sum(sums[h].squares), quad_sum(sums[h].residual_squares), field.dim,
-                         HALVES);
+    bound[h] = row_bound(quad_sum(sums[h].squares), quad_sum(sums[h].residual_squares),
+                         field.dim);
   }
 }
 
@@ -56,7 +56,7 @@ __device__ __forceinline__ void scan_tile(const uint32* tile, const Packed& pack
   best[1].clear();
   constexpr int32 PER_STEP = (HALVES ? 2 : 1) * WARP * 4;
   for (int32 g = 0; g < field.groups; g++) {
-    const float* keys = packed.keys + (int64(g) * 4 + (lane & 3)) * CHUNK;
+    const float* keys = packed.keys + int64(g) * KEYS + (lane & 3) * 4;
     const int64 group = int64(g) * field.steps * STEP_WORDS;
     float d[4][4] = {};
     if (HALVES) {
@@ -78,10 +78,7 @@ __device__ __forceinline__ void scan_tile(const uint32* tile, const Packed& pack
       }
     }
 #pragma unroll
-    for (int32 i = 0; i < CHUNK; i++) {
-      d[i / 2][i % 2] += keys[i];
-      d[i / 2][i % 2 + 2] += keys[i];
-    }
+    for (int32 i = 0; i < 16; i++) d[i / 4][i % 4] += keys[i / 4 * 16 + i % 4];
     for (int32 s = 0; s < field.steps; s++) {
       uint32 high[4];
       read_fragment(high, tile + s * PER_STEP, lane);
@@ -137,7 +134,7 @@ __device__ __forceinline__ void tile_codes(const void* values, const int64 (&row
 template <class P>
 __device__ __forceinline__ Packed packed_of(const P& p, const Field& field) {
   return {p.fragments + field.fragment, p.fragments_low + field.fragment,
-          p.keys + field.group * GROUP, p.bounds + field.group * 4 * 2};
+          p.keys + field.group * KEYS, p.bounds + field.group * 4 * 2};
 }
 
 }  // namespace saec

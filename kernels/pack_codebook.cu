@@ -22,7 +22,7 @@ struct PackCodebook {  // parameters
   const int32* order;     // IN  (n_groups, 32) codeword at each place, -1 for none
   uint32* fragments;      // OUT (groups, steps, 2, 32, 4) of each field
   uint32* fragments_low;  // OUT the same
-  float* keys;            // OUT (n_groups, 4, 8)
+  float* keys;            // OUT (n_groups, 4, 4, 4) see KEYS
   float* bounds;          // OUT (n_groups, 4, 2)
   float* bounds_low;      // OUT (n_groups, 4, 2)
 };
@@ -92,7 +92,8 @@ __device__ __forceinline__ void pack_codebook(const PackCodebook& p) {
   }
   squares = whole_quad(squares);
   const double norm = sqrt(fmax(squares, whole_quad(high_squares)));
-  const double centring = 0x1p-24 * norm + 0x1p-50;
+  const double centring =
+      0x1p-24 * norm + 0x1p-50 + double(padded_columns(field.dim)) * widened(LOWEST_OF_ROW);
   const double low_norm = sqrt(whole_quad(low_squares));
   const double rounding = sqrt(whole_quad(rounding_squares)) + centring;
   const double rest = sqrt(whole_quad(rest_squares)) + centring + 0x1p-11 * low_norm;
@@ -101,7 +102,11 @@ __device__ __forceinline__ void pack_codebook(const PackCodebook& p) {
   const float bound = narrowed_up(greatest_of_warp(codeword < 0 ? 0.0 : rounding));
   const float bound_low = narrowed_up(greatest_of_warp(codeword < 0 ? 0.0 : rest));
   const double kappa = widened(accumulation_bound(field.dim));
-  if (lane % 4 == 0) p.keys[at] = codeword < 0 ? WORST : narrowed(squares - kappa * reach * reach);
+  if (lane % 4 == 0) {
+    const int64 key = (((field.group + group) * 4 + block) * 4 + chunk) * 4 + place % 2;
+    p.keys[key] = p.keys[key + 2] =
+        codeword < 0 ? WORST : narrowed(squares - kappa * reach * reach);
+  }
   if (lane == 0) {
     const int64 first = ((field.group + group) * 4 + chunk) * 2;
     p.bounds[first] = p.bounds_low[first] = narrowed_up(reach);

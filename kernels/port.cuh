@@ -27,8 +27,8 @@ using uint64 = unsigned long long;
 // Makes a kernel launchable by name in the emulator; a GPU needs no more than C names.
 #define SAEC_EXPORT(kernel)
 // Shared memory whose size the launch gives; one in a kernel.
-#define SAEC_DYNAMIC_SHARED(T, name)                                        \
-  extern __shared__ __align__(16) unsigned char saec_dynamic_shared[];      \
+#define SAEC_DYNAMIC_SHARED(T, name)                                   \
+  extern __shared__ __align__(16) unsigned char saec_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(saec_dynamic_shared)
 // Shared memory of a size known here: SAEC_STATIC_SHARED(float, tile, [8][33]).
 #define SAEC_STATIC_SHARED(T, name, dims) __shared__ __align__(16) T name dims
@@ -41,29 +41,37 @@ namespace saec {
 
 // ---- matrix product of one warp
 
-// d += A · B, A 16×16 by rows and B 16×8 by columns in float16, sums in float32. Lane l holds, with
+// d = A · B + c, A 16×16 by rows and B 16×8 by columns in float16, sums in float32. Lane l holds, with
 // g = l / 4 and t = l % 4, low half first:
 //   a[0] A[g][2t, 2t+1]   a[1] A[g+8][2t, 2t+1]   a[2] A[g][2t+8, 2t+9]   a[3] A[g+8][2t+8, 2t+9]
 //   b0   B[2t, 2t+1][g]   b1   B[2t+8, 2t+9][g]
-//   d[0], d[1] D[g][2t, 2t+1]   d[2], d[3] D[g+8][2t, 2t+1]
+//   d[0], d[1] D[g][2t, 2t+1]   d[2], d[3] D[g+8][2t, 2t+1]   c likewise
 // The order and the rounding of the additions are the hardware's own.
-__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1,
+                                        const float (&c)[4]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(b0));
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[2]), "r"(a[3]), "r"(b1));
+  float half[4];
+  asm(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5},{%6},{%7,%8,%9,%10};"
+      : "=f"(half[0]), "=f"(half[1]), "=f"(half[2]), "=f"(half[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b0), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+  asm(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5},{%6},{%7,%8,%9,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[2]), "r"(a[3]), "r"(b1), "f"(half[0]), "f"(half[1]), "f"(half[2]), "f"(half[3]));
 #else
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]),
+        "f"(c[2]), "f"(c[3]));
 #endif
+}
+
+// d += A · B.
+__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+  mma_f16(d, a, b0, b1, d);
 }
 
 // ---- float16

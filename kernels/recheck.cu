@@ -27,7 +27,7 @@ struct Recheck {  // parameters
   const double* weights;         // IN    (n_rows), or null where no run is weighted
   const uint32* fragments;       // IN    (groups, steps, 2, 32, 4) of each field
   const uint32* fragments_low;   // IN    the same
-  const float* keys;             // IN    (n_groups, 4, 8)
+  const float* keys;             // IN    (n_groups, 4, 4, 4) see KEYS
   const float* bounds;           // IN    (n_groups, 4, 2) of both halves
   const int32* order;            // IN    (n_groups, 4, 8) codeword at each place, -1 for none
   const float* words;            // IN    (n_words) codewords as they are

@@ -336,6 +336,13 @@ class TestBackend:
         with pytest.raises(LayoutError, match='field "x" have 4 columns, its codewords 2'):
             backend.assign(other, codebooks)
 
+    def test_weighted_sums_of_rows_without_weights_are_refused(self, backend: Backend) -> None:
+        ours, _ = fixed_points(column(1, 2), np.array([1.0, 2.0]))
+        loaded = backend.load_codebooks({"x": Codebook(column(1, 2), ours)})
+        rows = backend.load_rows(chunk_of("x", column(1, 2)))
+        with pytest.raises(LayoutError, match='rows of field "x" were given without weights'):
+            backend.assign_accumulate(rows, loaded)
+
     def test_threads_change_nothing(self, backend_name: str, rng: np.random.Generator) -> None:
         # RELIABILITY 39
         fields = RaggedFields(rng)
@@ -346,11 +353,11 @@ class TestBackend:
         fields.codebooks["long"] = Codebook(rows[:5], ours)
         chunk = chunk_of_pieces(fields.pieces)
         one, *others = (opened(backend_name, threads=threads) for threads in (1, 2, 3))
+        codes = assign(one, chunk, fields.codebooks)
+        sums = accumulated(one, [chunk] * 2, fields.codebooks)
         for other in others:
-            assert assign(other, chunk, fields.codebooks) == assign(one, chunk, fields.codebooks)
-            assert accumulated(other, [chunk] * 2, fields.codebooks) == accumulated(
-                one, [chunk] * 2, fields.codebooks
-            )
+            assert assign(other, chunk, fields.codebooks) == codes
+            assert accumulated(other, [chunk] * 2, fields.codebooks) == sums
 
     def test_no_threads_are_an_error(self, backend_name: str) -> None:
         with pytest.raises(ParamError, match="threads=0 was given; give 1 or more"):

@@ -61,7 +61,8 @@ FAULTS = {
     "codes read before they are written": (
         "assign_update.cu",
         "__syncwarp();\n      for (int32 i = lane; i < rows; i += WARP) p.codes",
-        "for (int32 i = lane; i < rows; i += WARP) p.codes", "racecheck", "in dynamic shared memory",
+        "for (int32 i = lane; i < rows; i += WARP) p.codes", "racecheck",
+        "in dynamic shared memory",
     ),
     "carry lost": ("accumulate.cuh", "< before ? 1u : 0u)", "< before ? 0u : 0u)", "",
                    "AssertionError"),

@@ -156,8 +156,8 @@ Ratio = Annotated[
 Backend = Annotated[
     Literal["auto", "cpu", "cupy", "numba"],
     typer.Option(
-        help="Where to compute: cupy and numba on an NVIDIA GPU; auto takes one if it can. All give the "
-        "same bytes; `saec doctor` tells what can run here."
+        help="Where to compute: cupy and numba on an NVIDIA GPU; auto takes cupy if it can. All "
+        "give the same bytes; `saec doctor` tells what can run here."
     ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Cores to use; all if not given.")]

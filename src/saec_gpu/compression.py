@@ -231,9 +231,7 @@ def _finished(kept: Checkpoint, out: Path) -> Artifact | None:
     return artifact if artifact.run.get("run_id") == kept.run_id else None
 
 
-def _cluster(
-    run: Pipeline, memory: int | str | None, chunk_rows: int | None
-) -> list[ResidencySet]:
+def _cluster(run: Pipeline, memory: int | str | None, chunk_rows: int | None) -> list[ResidencySet]:
     """Cluster all fields set by set; return the sets. Where a device is full, sets get smaller."""
     budget = run.backend.memory_budget() if memory is None else parse_bytes(memory)
     done: list[ResidencySet] = []

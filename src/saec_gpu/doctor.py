@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from saec_gpu.errors import BackendUnavailableError, MissingExtraError
 from saec_gpu.version import __version__
 
 # Module, name of the package that brings it, extra, and what needs it.
 OPTIONAL = (
     ("torch", "torch", "torch", "to read .pt files"),
     ("pyarrow", "pyarrow", "parquet", "to read Parquet"),
+    ("numba_cuda", "numba-cuda", "numba-cuda", 'for backend="numba"'),
     ("faiss", "faiss-cpu", "bench", "for saec bench"),
     ("sklearn", "scikit-learn", "bench", "for saec bench"),
     ("fastkmeans", "fastkmeans", "bench", "for saec bench"),
@@ -80,16 +82,66 @@ def _kernels() -> list[Finding]:
 
 
 def _backends() -> list[Finding]:
+    from saec_gpu.backends import automatic
     from saec_gpu.backends.cpu import CpuBackend
 
     backend = CpuBackend()
+    taken, reason = automatic()
     return [
         Finding("backend cpu", f"{backend.threads} threads"),
-        Finding("backend auto", "takes cpu, the only one of this version"),
         Finding(
-            "memory for a run", f"{backend.memory_budget() / 1e9:.1f} GB, half of what is free"
+            "its memory for a run", f"{backend.memory_budget() / 1e9:.1f} GB, half of what is free"
         ),
+        *_cuda(),
+        Finding("backend auto", f"takes {taken}: {reason}"),
     ]
+
+
+def _cuda() -> list[Finding]:
+    """Return how the CUDA backend stands: CuPy, driver, compiler, each device."""
+    from saec_gpu.backends.cupy_cuda import CudaBackend
+    from saec_gpu.backends.cupy_device import CupyDevice, import_cupy, why_unavailable
+
+    try:
+        cupy = import_cupy()
+    except (MissingExtraError, BackendUnavailableError) as err:
+        return [Finding("backend cupy", "cannot run", True, str(err))]
+    findings = [Finding("CuPy", cupy.__version__)]
+    try:
+        numbers = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
+        findings.append(Finding("NVRTC, the kernels' compiler", numbers))
+    except (ImportError, RuntimeError) as err:
+        advice = (
+            "install the compiler of your driver's CUDA version: pip install 'saec_gpu[cuda13]', "
+            f"or cuda12 ({err})"
+        )
+        findings.append(Finding("NVRTC, the kernels' compiler", "not found", False, advice))
+    reason = why_unavailable()
+    if reason is not None:
+        return [*findings, Finding("backend cupy", "cannot run", True, reason)]
+    runtime = cupy.cuda.runtime
+    findings.append(Finding("CUDA of the driver", _cuda_version(runtime.driverGetVersion())))
+    for number in range(runtime.getDeviceCount()):
+        try:
+            backend = CudaBackend(CupyDevice(number))
+        except BackendUnavailableError as err:
+            findings.append(Finding(f"device {number}", "cannot be used", True, str(err)))
+            continue
+        limits = backend.device.limits
+        capability = f"{limits.architecture // 10}.{limits.architecture % 10}"
+        findings.append(
+            Finding(
+                f"device {number}",
+                f"{limits.name}, compute capability {capability}, "
+                f"{backend.memory_budget() / 1e9:.1f} GB for a run",
+            )
+        )
+    return findings
+
+
+def _cuda_version(number: int) -> str:
+    """Return CUDA's way to write a version, 12040 for 12.4, as people do."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _subnormals() -> Finding:

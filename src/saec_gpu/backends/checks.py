@@ -25,6 +25,15 @@ def check_columns(segment: Segment, dim: int) -> None:
         )
 
 
+def check_weights(segment: Segment, *, weighted: bool, given: bool) -> None:
+    """Raise LayoutError where the sums of the segment's field are weighted and no weights came."""
+    if weighted and not given:
+        raise LayoutError(
+            f'rows of field "{segment.field}" were given without weights, but its sums are '
+            "weighted; give weights with every chunk of the field"
+        )
+
+
 def check_codes(layout: Layout, codes: NDArray[np.uint32], n_codewords: Mapping[str, int]) -> None:
     """Raise LayoutError unless `codes` can be looked up: one a row, each a codeword of its field.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.backends.checks import check_codes, check_columns, check_threads
+from saec_gpu.backends.checks import check_codes, check_columns, check_threads, check_weights
 from saec_gpu.backends.cpu_filter import PANEL, WORST, bound_factor
 from saec_gpu.backends.cpu_tiles import (
     SLOT_CODEWORDS,
@@ -311,6 +311,7 @@ def _tiles(chunk: Chunk, codebooks: CpuCodebooks) -> Iterator[list[int]]:
         check_columns(segment, dim)
         fixed_point = codebooks.codebooks[number].fixed_point
         weighted = fixed_point is not None and fixed_point.weighted
+        check_weights(segment, weighted=weighted, given=chunk.weights is not None)
         for first, n_rows in segment.tiles():
             row = segment.first_row + first
             value = segment.first_value + first * segment.dim

@@ -22,6 +22,7 @@ SLOT_FIELDS = 11
 RUN_FIELDS = 5
 WARP = 32
 GROUP = 32
+KEYS = 64
 STEP = 16
 STEP_WORDS = GROUP * STEP // 2
 FOLDED_DIM = 8
@@ -103,7 +104,7 @@ def _fixed_bytes(one: DimClass) -> int:
 
 def _group_bytes(one: DimClass) -> int:
     """Return the bytes of shared memory that a group of codewords takes in a window."""
-    words = one.steps * STEP_WORDS + STEP_WORDS * one.folded + GROUP + 4 * 2
+    words = one.steps * STEP_WORDS + STEP_WORDS * one.folded + KEYS + 4 * 2
     return WORD_BYTES * words
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.backends.checks import check_codes, check_columns, check_threads
+from saec_gpu.backends.checks import check_codes, check_columns, check_threads, check_weights
 from saec_gpu.backends.cuda_plan import (
     GROUP,
+    KEYS,
     MAGNITUDE,
     SLOT_CODE,
     SLOT_CODEWORDS,
@@ -254,7 +255,7 @@ class CudaBackend:
             "centres": self._uploaded(centres),
             "fragments": self.device.empty(n_fragments * STEP_WORDS, np.uint32),
             "fragments_low": self.device.empty(n_fragments * STEP_WORDS, np.uint32),
-            "keys": self.device.empty(n_groups * GROUP, np.float32),
+            "keys": self.device.empty(n_groups * KEYS, np.float32),
             "bounds": self.device.empty(n_groups * 8, np.float32),
             "bounds_low": self.device.empty(n_groups * 8, np.float32),
             "order": self._uploaded(np.concatenate([np.zeros(0, np.int32), *orders])),
@@ -454,6 +455,7 @@ class CudaBackend:
             check_columns(segment, int(codebooks.slots[number, SLOT_DIM]))
             fixed_point = codebooks.codebooks[number].fixed_point
             weighted = fixed_point is not None and fixed_point.weighted
+            check_weights(segment, weighted=weighted, given=rows.weights is not None)
             segments.append((number, segment, weighted))
         for one in dict.fromkeys(dim_class(segment.dim) for _, segment, _ in segments):
             own = [s for s in segments if dim_class(s[1].dim) == one]

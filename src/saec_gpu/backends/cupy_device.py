@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saec_gpu.backends.device import DeviceArray, DeviceLimits, Event, Stream
-from saec_gpu.backends.kernel_sources import KernelSource, kernel_sources, sources_folder
+from saec_gpu.backends.kernel_sources import KernelSource, kernel_sources
 from saec_gpu.errors import (
     BackendUnavailableError,
     DeviceError,
@@ -51,14 +50,13 @@ def import_cupy() -> Any:
 def why_unavailable() -> str | None:
     """Return why no device can be used here, in words that say what to do; None where one can."""
     try:
-        cupy = import_cupy()
-        count = cupy.cuda.runtime.getDeviceCount()
+        count = import_cupy().cuda.runtime.getDeviceCount()
     except (MissingExtraError, BackendUnavailableError) as err:
         return str(err)
-    except Exception as err:  # CuPy's runtime errors share no base with each other
+    except RuntimeError as err:  # CuPy's errors of the driver are such
         return (
-            f"CuPy finds no usable NVIDIA driver ({err}); install or update the driver (nvidia-smi "
-            'must list the device), or use backend="cpu"'
+            f"CuPy finds no NVIDIA driver that it can use ({err}); install or update the driver "
+            '(nvidia-smi must list the device), or use backend="cpu"'
         )
     if count == 0:
         return 'the driver lists no device; look at CUDA_VISIBLE_DEVICES, or use backend="cpu"'
@@ -72,6 +70,8 @@ class CupyDevice:
     ----------
     number : int
         As CUDA counts them.
+    kernels : mapping of str to KernelSource, optional
+        What can be launched, by name; the package's kernels by default.
 
     Raises
     ------
@@ -79,11 +79,15 @@ class CupyDevice:
         The device cannot be used; says what to do.
     """
 
-    def __init__(self, number: int = 0) -> None:
+    def __init__(
+        self, number: int = 0, *, kernels: Mapping[str, KernelSource] | None = None
+    ) -> None:
+        self._kernels = kernel_sources() if kernels is None else kernels
+        self._compiled: dict[str, Any] = {}
+        self._cupy = import_cupy()
         reason = why_unavailable()
         if reason is not None:
             raise BackendUnavailableError(reason)
-        self._cupy = import_cupy()
         runtime = self._cupy.cuda.runtime
         count = runtime.getDeviceCount()
         if not 0 <= number < count:
@@ -96,8 +100,8 @@ class CupyDevice:
         name = found["name"].decode()
         if architecture < LEAST_ARCHITECTURE:
             raise BackendUnavailableError(
-                f"{name} has compute capability {found['major']}.{found['minor']}; the kernels need "
-                '7.5 or later (Turing, 2018): use backend="numba" or backend="cpu"'
+                f"{name} has compute capability {found['major']}.{found['minor']}, the kernels "
+                'need 7.5 or later (Turing, 2018); use backend="numba" or backend="cpu"'
             )
         self.limits = DeviceLimits(
             name,
@@ -186,10 +190,9 @@ class CupyDevice:
         stream: Stream,
     ) -> None:
         """Run a kernel of `kernels/` by its name."""
-        source = kernel_sources()[kernel]
-        packed = source.packed(arguments, lambda array: int(array.data.ptr))
+        packed = self._kernels[kernel].packed(arguments, lambda array: int(array.data.ptr))
         with self._device, stream:
-            function = self._compiled(source)
+            function = self.compiled(kernel)
             function.max_dynamic_shared_size_bytes = shared_bytes
             try:
                 function((grid,), (block,), (packed,), shared_mem=shared_bytes)
@@ -199,11 +202,19 @@ class CupyDevice:
                     f"threads with {shared_bytes} bytes of shared memory each: {err}"
                 ) from err
 
-    @cache  # noqa: B019  # a device lives as long as its process
-    def _compiled(self, source: KernelSource) -> Any:
-        """Return the kernel, compiled ahead of time or now; CuPy keeps what it compiles on disk."""
-        ahead = sources_folder() / f"{source.file.removesuffix('.cu')}.fatbin"
-        if ahead.is_file():
-            return self._cupy.RawModule(path=str(ahead)).get_function(source.name)
-        module = self._cupy.RawModule(code=source.unit, options=(*OPTIONS, f"-I{sources_folder()}"))
-        return module.get_function(source.name)
+    def compiled(self, kernel: str) -> Any:
+        """Return a kernel as CuPy's function, compiled now unless it was ahead of time or before.
+
+        CuPy keeps what it compiles on disk.
+        """
+        if kernel not in self._compiled:
+            source = self._kernels[kernel]
+            ahead = source.folders[0] / f"{source.file.removesuffix('.cu')}.fatbin"
+            with self._device:
+                if ahead.is_file():
+                    module = self._cupy.RawModule(path=str(ahead))
+                else:
+                    include = tuple(f"-I{folder}" for folder in source.folders)
+                    module = self._cupy.RawModule(code=source.unit, options=(*OPTIONS, *include))
+                self._compiled[kernel] = module.get_function(kernel)
+        return self._compiled[kernel]

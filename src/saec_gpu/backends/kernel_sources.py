@@ -15,9 +15,10 @@ compiled without its sisters.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,21 +61,31 @@ class KernelSource:
     ----------
     name : str
     file : str
-        The file that holds it, within `sources_folder()`.
+        The file that holds it, in the first of `folders`.
     line : str
         The line of the file that makes it.
     parameters : tuple of Parameter
+    folders : tuple of Path
+        Where the file and what it includes are found.
+    digest : str
+        Of all sources in these folders.
     """
 
     name: str
     file: str
     line: str
     parameters: tuple[Parameter, ...]
+    folders: tuple[Path, ...] = ()
+    digest: str = ""
 
     @property
     def unit(self) -> str:
-        """Return the source of a translation unit that holds this kernel alone."""
-        return f'#define SAEC_ONE_KERNEL\n#include "{self.file}"\n{self.line}\n'
+        """Return the source of a translation unit that holds this kernel alone.
+
+        It names the digest: compilers keep what they made of a unit by its text, and do not look at
+        what that includes.
+        """
+        return f'// {self.digest}\n#define SAEC_ONE_KERNEL\n#include "{self.file}"\n{self.line}\n'
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -108,8 +119,8 @@ class KernelSource:
         if p.pointer:
             if dtype is None or dtype.name not in TYPES[p.type] or not given.flags.c_contiguous:
                 raise LayoutError(
-                    f"kernel {self.name} takes for {p.name} an array of {' or '.join(TYPES[p.type])}"
-                    f" without gaps, but {dtype or type(given).__name__} was given"
+                    f"kernel {self.name} takes for {p.name} an array without gaps of "
+                    f"{' or '.join(TYPES[p.type])}, but {dtype or type(given).__name__} was given"
                 )
             return address(given)
         (wanted,) = TYPES[p.type]
@@ -136,12 +147,20 @@ def sources_folder() -> Path:
 
 @cache
 def kernel_sources() -> Mapping[str, KernelSource]:
-    """Return all kernels by name."""
-    found: dict[str, KernelSource] = {}
-    for path in sorted(sources_folder().glob("*.cu")):
-        for kernel in kernels_of(path.name, path.read_text(encoding="utf-8")):
-            found[kernel.name] = kernel
-    return found
+    """Return the package's kernels by name."""
+    return read_kernels(sources_folder())
+
+
+def read_kernels(folder: Path, *included: Path) -> Mapping[str, KernelSource]:
+    """Return the kernels of a folder by name; `included` are folders of what they include."""
+    folders = (folder, *included)
+    sources = [path for one in folders for path in sorted(one.glob("*.cu*"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    return {
+        kernel.name: replace(kernel, folders=folders, digest=digest)
+        for path in sorted(folder.glob("*.cu"))
+        for kernel in kernels_of(path.name, path.read_text(encoding="utf-8"))
+    }
 
 
 def kernels_of(file: str, text: str) -> list[KernelSource]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.backends.checks import check_codes, check_columns, check_threads
+from saec_gpu.backends.checks import check_codes, check_columns, check_threads, check_weights
 from saec_gpu.backends.cpu import CpuBackend
 from saec_gpu.backends.host_store import HostStore
 from saec_gpu.backends.protocol import Assignment
@@ -26,7 +26,6 @@ from saec_gpu.errors import (
     BackendUnavailableError,
     DeviceError,
     DeviceMemoryError,
-    LayoutError,
     MissingExtraError,
 )
 from saec_gpu.layout import Layout, Segment
@@ -318,11 +317,7 @@ class NumbaBackend:
             codebook = codebooks.codebooks[segment.field]
             check_columns(segment, codebook.codewords.shape[1])
             weighted = codebook.fixed_point is not None and codebook.fixed_point.weighted
-            if weighted and rows.weights is None:
-                raise LayoutError(
-                    f'rows of field "{segment.field}" were given without weights, but its sums '
-                    "are weighted; give weights with every chunk of the field"
-                )
+            check_weights(segment, weighted=weighted, given=rows.weights is not None)
             parts.append(self._segment_tiles(segment, slot_of[segment.field], weighted=weighted))
         return np.concatenate(parts)
 

@@ -27,18 +27,18 @@ from saec_gpu.data import LIMB_BITS
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
-# Threads of a block, and rows that each of them assigns. The simulator starts a thread of Python's
-# for each of them and needs milliseconds for a barrier, so there few threads take many rows.
-THREADS, ROWS = (4, 16) if SIMULATED else (128, 2)
+# Threads of a block, and rows that each of them assigns. In the simulator a thread is a thread of
+# Python's and a barrier takes milliseconds, so there few of them take many rows.
+THREADS, ROWS = (4, 8) if SIMULATED else (128, 2)
 TILE = THREADS * ROWS
 GROUP = 8  # codewords compared at once: a value of a row is read and widened once for all of them
 COLUMNS = 128  # columns of them in shared memory at once
 
-# columns of the tile table
+# Columns of the tile table. TILE_WEIGHTS is −1 where the field is not weighted.
 TILE_SLOT, TILE_ROWS, TILE_VALUES, TILE_WEIGHTS, TILE_FIRST = range(5)
 TILE_COLUMNS = 5
-# columns of the slot table: one slot is one field's codebook
-# SLOT_COUNTS, SLOT_WORDS and SLOT_SCALES are where its part of those arrays begins
+# Columns of the slot table. One slot is one field's codebook. SLOT_COUNTS says where its counts and
+# weight sums begin, SLOT_WORDS its codewords and sums, SLOT_SCALES its column scales.
 SLOT_DIM, SLOT_CODEWORDS, SLOT_COUNTS, SLOT_WORDS, SLOT_SCALES, SLOT_WIDE = range(6)
 SLOT_FIELDS = 6
 
@@ -46,7 +46,7 @@ LIMB = 2.0**LIMB_BITS
 PER_LIMB = 2.0**-LIMB_BITS
 LOW_MASK = 2**LIMB_BITS - 1
 
-# Python fuses nothing, so in the simulator its own operators do.
+# Python fuses nothing: in the simulator its own operators do.
 plus: Any = operator.add if SIMULATED else libdevice.dadd_rn
 times: Any = operator.mul if SIMULATED else libdevice.dmul_rn
 rint: Any = np.rint if SIMULATED else libdevice.rint
