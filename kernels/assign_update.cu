@@ -6,7 +6,8 @@
 // in      runs slots scales centres values weights fragments fragments_low keys bounds order
 //         column_scales weight_scales find accumulate window
 // inout   codes sums sums_low weight_sums weight_sums_low counts
-// needs   with find: dim of the field within the kernel's class, window <= 32 groups
+// needs   with find: dim of the field within the kernel's class, window <= 32 groups; rows of a run
+//         < 2^31
 // numeric float16 products, float32 sums, a proved bound (BOUND.md); sums in float64 and int64, every
 //         operation rounded on its own
 // cost    per row: dim values read, 4 B written, 2 dim k flop on the matrix unit, 1.4 k on the ALU
@@ -117,6 +118,7 @@ struct Tiles {
       RowSums sums[2];
 #pragma unroll
       for (int32 s = 0; s < STEPS; s++) {
+        if (STEPS > 8 && s % 2 == 0) __syncwarp();  // as in code_of
 #pragma unroll
         for (int32 i = 0; i < 4; i++) {
           // rows past the last repeat it
@@ -194,9 +196,10 @@ struct Tiles {
           }
 #pragma unroll
           for (int32 h = 0; h < 2; h++) {
-            const float of_pair =
-                fminf(fminf(d[0][2 * h], d[0][2 * h + 1]), fminf(d[1][2 * h], d[1][2 * h + 1]));
-            least[m][h] = pair == 0 ? of_pair : fminf(least[m][h], of_pair);
+            // a chain: sm_100 takes the least of three at once
+            float l = fminf(d[0][2 * h], d[0][2 * h + 1]);
+            if (pair > 0) l = fminf(fminf(least[m][h], d[0][2 * h]), d[0][2 * h + 1]);
+            least[m][h] = fminf(fminf(l, d[1][2 * h]), d[1][2 * h + 1]);
           }
         }
       }
@@ -273,9 +276,10 @@ __device__ __forceinline__ void assign_update(const AssignUpdate& p) {
   __syncthreads();
 
   constexpr int32 WARP_ROWS = TILES * TILE;
-  for (int64 start = 0; start < run.rows; start += WARPS * WARP_ROWS) {
+  const int32 run_rows = int32(run.rows);  // a run is cut long before 2^31 rows
+  for (int32 start = 0; start < run_rows; start += WARPS * WARP_ROWS) {
     const int64 first = start + warp * WARP_ROWS;
-    const int32 rows = int32(max(min(run.rows - first, int64(WARP_ROWS)), int64(0)));
+    const int32 rows = max(min(run_rows - int32(first), WARP_ROWS), 0);
     if (p.find) {
       Tiles<STEPS, TILES, FOLDED> tiles;
       if (rows > 0) {
@@ -329,7 +333,7 @@ __device__ __forceinline__ void assign_update_looped(const AssignUpdate& p) {
   uint32* tile = memory + warps * TILE + warp * tile_words(field.steps, false);
   const Packed packed = packed_of(p, field);
 
-  for (int64 first = warp * TILE; first < run.rows; first += warps * TILE) {
+  for (int64 first = int64(warp) * TILE; first < run.rows; first += int64(warps) * TILE) {
     const int32 rows = int32(min(run.rows - first, int64(TILE)));
     if (p.find) {
       int64 row[2];

@@ -170,6 +170,8 @@ __device__ __forceinline__ uint32 code_of(const Best& best, int32 held, const Pa
   float share[CHUNK] = {};
 #pragma unroll(STEPS > 0 ? STEPS : 1)
   for (int32 s = 0; s < (STEPS > 0 ? STEPS : steps); s++) {
+    // loads of later steps are kept from coming early, where their registers would spill
+    if (STEPS > 8 && s % 2 == 0) __syncwarp();
 #pragma unroll
     for (int32 i = 0; i < 2; i++) {
 #pragma unroll

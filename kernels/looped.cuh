@@ -67,7 +67,7 @@ __device__ __forceinline__ void scan_tile(const uint32* tile, const Packed& pack
         read_fragment(low, tile + s * PER_STEP + WARP * 4, lane);
 #pragma unroll
         for (int32 pair = 0; pair < 2; pair++) {
-          const int64 at = (group + s * STEP_WORDS) / 4 + pair * WARP + lane;
+          const int64 at = (group + int64(s) * STEP_WORDS) / 4 + (pair * WARP + lane);
           const uint4 e = load_cached(reinterpret_cast<const uint4*>(packed.fragments) + at);
           const uint4 r = load_cached(reinterpret_cast<const uint4*>(packed.fragments_low) + at);
           mma_f16(d[2 * pair], high, r.x, r.y);
@@ -84,7 +84,7 @@ __device__ __forceinline__ void scan_tile(const uint32* tile, const Packed& pack
       read_fragment(high, tile + s * PER_STEP, lane);
 #pragma unroll
       for (int32 pair = 0; pair < 2; pair++) {
-        const int64 at = (group + s * STEP_WORDS) / 4 + pair * WARP + lane;
+        const int64 at = (group + int64(s) * STEP_WORDS) / 4 + (pair * WARP + lane);
         const uint4 e = load_cached(reinterpret_cast<const uint4*>(packed.fragments) + at);
         mma_f16(d[2 * pair], high, e.x, e.y);
         mma_f16(d[2 * pair + 1], high, e.z, e.w);

@@ -27,6 +27,10 @@ struct PackCodebook {  // parameters
   float* bounds_low;      // OUT (n_groups, 4, 2)
 };
 
+__device__ __forceinline__ void add_square(double& sum, float value) {
+  sum = add_rn(sum, mul_rn(widened(value), widened(value)));
+}
+
 __device__ __forceinline__ double whole_quad(double value) {
   value += __shfl_xor_sync(FULL_WARP, value, 1);
   return value + __shfl_xor_sync(FULL_WARP, value, 2);
@@ -73,14 +77,15 @@ __device__ __forceinline__ void pack_codebook(const PackCodebook& p) {
         const float half_left = f16_value(f16_bits(left));
         high |= uint32(f16_bits(-2.0f * half)) << (16 * i);
         low |= uint32(f16_bits(-2.0f * half_left)) << (16 * i);
-        squares += widened(e) * widened(e);
-        high_squares += widened(half) * widened(half);
-        low_squares += widened(half_left) * widened(half_left);
-        rounding_squares += widened(left) * widened(left);
-        rest_squares += widened(left - half_left) * widened(left - half_left);
+        add_square(squares, e);
+        add_square(high_squares, half);
+        add_square(low_squares, half_left);
+        add_square(rounding_squares, left);
+        add_square(rest_squares, left - half_left);
       }
       const int64 step = field.fragment + (group * field.steps + s) * STEP_WORDS;
-      const int64 fragment = step + ((block / 2) * WARP + holder) * 4 + 2 * (block % 2);
+      const int32 within = ((block / 2) * WARP + holder) * 4 + 2 * (block % 2);
+      const int64 fragment = step + within;
       p.fragments[fragment + q] = high;
       if (!folded) {
         p.fragments_low[fragment + q] = low;
@@ -92,11 +97,12 @@ __device__ __forceinline__ void pack_codebook(const PackCodebook& p) {
   }
   squares = whole_quad(squares);
   const double norm = sqrt(fmax(squares, whole_quad(high_squares)));
-  const double centring =
-      0x1p-24 * norm + 0x1p-50 + double(padded_columns(field.dim)) * widened(LOWEST_OF_ROW);
+  const double lowest = mul_rn(double(padded_columns(field.dim)), widened(LOWEST_OF_ROW));
+  const double centring = add_rn(add_rn(mul_rn(0x1p-24, norm), 0x1p-50), lowest);
   const double low_norm = sqrt(whole_quad(low_squares));
   const double rounding = sqrt(whole_quad(rounding_squares)) + centring;
-  const double rest = sqrt(whole_quad(rest_squares)) + centring + 0x1p-11 * low_norm;
+  const double rest =
+      add_rn(add_rn(sqrt(whole_quad(rest_squares)), centring), mul_rn(0x1p-11, low_norm));
   // the places without a codeword add nothing to the bounds of their chunk
   const double reach = greatest_of_warp(codeword < 0 ? 0.0 : norm);
   const float bound = narrowed_up(greatest_of_warp(codeword < 0 ? 0.0 : rounding));
@@ -105,7 +111,7 @@ __device__ __forceinline__ void pack_codebook(const PackCodebook& p) {
   if (lane % 4 == 0) {
     const int64 key = (((field.group + group) * 4 + block) * 4 + chunk) * 4 + place % 2;
     p.keys[key] = p.keys[key + 2] =
-        codeword < 0 ? WORST : narrowed(squares - kappa * reach * reach);
+        codeword < 0 ? WORST : narrowed(sub_rn(squares, mul_rn(mul_rn(kappa, reach), reach)));
   }
   if (lane == 0) {
     const int64 first = ((field.group + group) * 4 + chunk) * 2;

@@ -145,7 +145,7 @@ __device__ __forceinline__ void recheck(const Recheck& p) {
 }  // namespace saec
 
 #define RECHECK(NAME, ROW)                                              \
-  SAEC_KERNEL void __launch_bounds__(128, 4) NAME(const saec::Recheck p) { \
+  SAEC_KERNEL void __launch_bounds__(128, 3) NAME(const saec::Recheck p) { \
     saec::recheck<saec::ROW>(p);                                        \
   }                                                                     \
   SAEC_EXPORT(NAME)

@@ -26,8 +26,14 @@ EMULATED = {"emulated": 0, **{f"emulated-{seed}": seed for seed in (1, 2, 3, 5)}
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backends",
-        default="cpu",
-        help="comma list of the backends to test; one that cannot load fails (default: cpu)",
+        default="cpu,emulated",
+        help="comma list of the backends to test; one that cannot load fails "
+        "(default: %(default)s)",
+    )
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="also tests marked full, and every emulated backend beside those of --backends",
     )
 
 
@@ -46,7 +52,8 @@ def _kernel_cache() -> str:
 
 
 def _backends(config: pytest.Config) -> list[str]:
-    return [name.strip() for name in str(config.getoption("--backends")).split(",")]
+    asked = [name.strip() for name in str(config.getoption("--backends")).split(",")]
+    return list(dict.fromkeys([*asked, *(EMULATED if config.getoption("--full") else [])]))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,6 +65,13 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in _backends(config):
         if name not in known:
             raise pytest.UsageError(f"--backends names {name!r}; known are: {', '.join(known)}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--full"):
+        chosen = [item for item in items if item.get_closest_marker("full") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-MARKERS = "allowed_skip(reason): may be skipped"
+MARKERS = "allowed_skip(reason): may be skipped\n  full: long"
 
 
 UNEXPECTED = {
@@ -69,9 +69,21 @@ def test_unknown_backend_fails_the_run(tmp_path: Path) -> None:
 
 
 def test_backend_name_takes_each_name(tmp_path: Path) -> None:
-    result = run_pytest(tmp_path, {"one": "def test_a(backend_name): assert backend_name == 'cpu'"})
+    test = "def test_a(backend_name): assert backend_name in ('cpu', 'emulated')"
+    result = run_pytest(tmp_path, {"one": test})
     assert result.returncode == 0, result.stdout
+    assert "2 passed" in result.stdout
+    result = run_pytest(tmp_path, {"one": test}, "--backends", "cpu")
     assert "1 passed" in result.stdout
+    result = run_pytest(tmp_path, {"one": test}, "--full")
+    assert "2 passed" in result.stdout
+    assert "4 failed" in result.stdout
+
+
+def test_what_is_marked_full_runs_when_asked(tmp_path: Path) -> None:
+    tests = {"one": "@pytest.mark.full\ndef test_a(): pass\ndef test_b(): pass"}
+    assert "1 passed, 1 deselected" in run_pytest(tmp_path, tests).stdout
+    assert "2 passed" in run_pytest(tmp_path, tests, "--full").stdout
 
 
 def test_failure_prints_the_seed(tmp_path: Path) -> None:

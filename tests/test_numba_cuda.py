@@ -68,7 +68,14 @@ FAULTS = {
 def simulate(request: pytest.FixtureRequest, *arguments: str) -> None:
     """Run tests with the Numba backend in the simulator; fail unless all pass."""
     seed = request.config.getoption("randomly_seed", 0)
-    options = [f"--randomly-seed={seed}", "-p", "no:cacheprovider", "--no-cov", "--durations=5"]
+    options = [
+        f"--randomly-seed={seed}",
+        "-p",
+        "no:cacheprovider",
+        "--no-cov",
+        "--durations=5",
+        "-n0",
+    ]
     result = subprocess.run(
         [sys.executable, "-c", PAUSE, "--backends", "numba", *options, *arguments],
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},

@@ -78,14 +78,6 @@ class EmulatedEvent:
 
 
 @dataclass(eq=False)
-class EmulatedEvent:
-    """A point in a stream's work."""
-
-    stream: EmulatedStream
-    passed: bool = False
-
-
-@dataclass(eq=False)
 class _Work:
     run: Callable[[], None]
     after: EmulatedEvent | None = None

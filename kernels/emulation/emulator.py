@@ -41,6 +41,10 @@ class EmulationError(DeviceError):
     """A kernel did what it must not do on a GPU, or cannot be built or launched."""
 
 
+# Why a target could not be built: the next test that needs it does not try again.
+_failures: dict[Path, str] = {}
+
+
 def build(sanitize: str = "", bug: str = "", sources: Path = _KERNELS) -> Path:
     """Return the folder of the libraries made of the kernels, one for each file; builds if needed.
 
@@ -59,26 +63,15 @@ def build(sanitize: str = "", bug: str = "", sources: Path = _KERNELS) -> Path:
     """
     if sanitize not in _PRELOADED:
         raise EmulationError(f"sanitize={sanitize!r} is unknown; known are {[*_PRELOADED]}")
-    cmake, compiler = _cmake(), _compiler()
     target = Path(tempfile.gettempdir()) / f"saec-gpu-emulator-{_digest(sanitize, bug, sources)}"
-    if target.is_dir():
-        return target
-    # Built aside and moved in one step: another process that builds the same finds all or nothing.
-    with tempfile.TemporaryDirectory(prefix="saec-gpu-emulator-") as scratch:
-        options = [
-            *("-D", f"CMAKE_CXX_COMPILER={compiler}", "-D", f"SAEC_SOURCES={sources.resolve()}"),
-            *("-D", f"SAEC_SANITIZE={sanitize}", "-D", f"SAEC_BUG={bug}"),
-        ]
-        generator = ["-G", "Ninja"] if _program("ninja") else []
-        _run(cmake, "-S", str(_HERE), "-B", scratch, *generator, *options)
-        _run(cmake, "--build", scratch, "--parallel", str(os.cpu_count() or 1))
-        libraries = Path(scratch) / "libraries"
-        (libraries / _MODE_FILE).write_text(sanitize, encoding="utf-8")
+    if target in _failures:
+        raise EmulationError(_failures[target])
+    if not target.is_dir():
         try:
-            libraries.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster with the same
-                raise
+            _build(target, sanitize, bug, sources)
+        except EmulationError as failure:
+            _failures[target] = str(failure)
+            raise
     return target
 
 
@@ -100,8 +93,9 @@ def environment(sanitize: str) -> dict[str, str]:
         "LD_PRELOAD": preload(sanitize),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaves memory behind
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        # NumPy and its like are not instrumented, so that what their threads wait for is not seen.
-        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1",
+        # NumPy and its like are not instrumented, so that what their threads wait for is not seen;
+        # and the memory where one race was is used again by other launches.
+        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1:suppress_equal_addresses=0",
     }
 
 
@@ -165,9 +159,9 @@ class Library:
         most_shared_bytes : int
             What a block may have of static and dynamic shared memory.
         seed : int
-            Order of threads and blocks, and of the sums in matrix products: 0 ascending,
-            1 descending, others drawn. If it is even, threads go on by turns and sums are rounded;
-            if odd, one warp runs ahead of the others, and sums are reversed and cut off.
+            Order of threads and blocks: 0 ascending, 1 descending, others drawn. If it is even,
+            threads go on by turns; if odd, one warp runs ahead of the others. How the sums of
+            matrix products are added up, as README.md lists it.
 
         Raises
         ------
@@ -196,6 +190,26 @@ class Library:
         if failed:
             text = _PLACE.sub(lambda m: _line(file, m[1]), message.value.decode())
             raise EmulationError(f"kernel {kernel}, seed {seed}: {text}")
+
+
+def _build(target: Path, sanitize: str, bug: str, sources: Path) -> None:
+    cmake = _cmake()
+    # Built aside and moved in one step: another process that builds the same finds all or nothing.
+    with tempfile.TemporaryDirectory(prefix="saec-gpu-emulator-") as scratch:
+        options = [
+            *("-D", f"CMAKE_CXX_COMPILER={_compiler()}", "-D", f"SAEC_SOURCES={sources.resolve()}"),
+            *("-D", f"SAEC_SANITIZE={sanitize}", "-D", f"SAEC_BUG={bug}"),
+        ]
+        generator = ["-G", "Ninja"] if _program("ninja") else []
+        _run(cmake, "-S", str(_HERE), "-B", scratch, *generator, *options)
+        _run(cmake, "--build", scratch, "--parallel", str(os.cpu_count() or 1))
+        libraries = Path(scratch) / "libraries"
+        (libraries / _MODE_FILE).write_text(sanitize, encoding="utf-8")
+        try:
+            libraries.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster with the same
+                raise
 
 
 def _digest(sanitize: str, bug: str, sources: Path) -> str:

@@ -134,10 +134,21 @@ class Statistics:
 
 @dataclass(frozen=True, eq=False)
 class Codebook:
-    """The codewords of one field, float32 (k, dim), and how its sums are scaled if it is fitted."""
+    """The codewords of one field.
+
+    Attributes
+    ----------
+    codewords : float32 (k, dim)
+    fixed_point : FixedPoint or None
+        How its sums are scaled, if it is fitted.
+    middle : float32 (dim,) or None
+        Where most rows are. Filters see rows from there; it decides only how often they prove one.
+        None: the median of the codewords.
+    """
 
     codewords: Float32
     fixed_point: FixedPoint | None = None
+    middle: Float32 | None = None
 
 
 @dataclass(frozen=True, eq=False)

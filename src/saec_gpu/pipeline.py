@@ -213,7 +213,12 @@ class Pipeline:
         final: Mapping[str, Float32],
     ) -> None:
         """Write the codes of all rows against the final codebooks, and sum their errors."""
-        codebooks = self.backend.load_codebooks({n: Codebook(c) for n, c in final.items()})
+        codebooks = self.backend.load_codebooks(
+            {
+                name: Codebook(words, middle=fits[name].middle if name in fits else None)
+                for name, words in final.items()
+            }
+        )
         total, done = stream.rows_of(final.keys()), 0
         writer: PlaneWriter | None = None
         with ExitStack() as stack:

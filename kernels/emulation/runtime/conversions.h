@@ -1,4 +1,4 @@
-// Conversions and roundings of the GPU's instructions, bit for bit. NaN is the one that they return.
+// Conversions and roundings of the GPU's instructions, bit for bit; NaN is the one they return.
 #pragma once
 
 #include <cmath>

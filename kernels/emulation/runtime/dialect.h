@@ -137,9 +137,7 @@ inline int __popc(uint32 value) { return __builtin_popcount(value); }
 inline int __popcll(uint64 value) { return __builtin_popcountll(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 inline int __ffsll(int64 value) { return __builtin_ffsll(value); }
-inline int __clz(int value) {
-  return value == 0 ? 32 : __builtin_clz(static_cast<uint32>(value));
-}
+inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(static_cast<uint32>(value)); }
 inline int __clzll(int64 value) {
   return value == 0 ? 64 : __builtin_clzll(static_cast<uint64>(value));
 }

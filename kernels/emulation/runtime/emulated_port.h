@@ -12,10 +12,10 @@
   static const ::emulation::Registration registration_of_##kernel(#kernel, kernel);
 #define SAEC_DYNAMIC_SHARED(T, name) \
   T* const name = static_cast<T*>(::emulation::dynamic_shared(::emulation::here()))
-#define SAEC_STATIC_SHARED(T, name, dims)                                              \
-  static const char key_of_##name = 0;                                                 \
-  auto& name = *static_cast<T(*) dims>(::emulation::static_shared(                     \
-      &key_of_##name, sizeof(T dims), #name, ::emulation::here()))
+#define SAEC_STATIC_SHARED(T, name, dims) \
+  static const char key_of_##name = 0;    \
+  auto& name = *static_cast<T(*) dims>(   \
+      ::emulation::static_shared(&key_of_##name, sizeof(T dims), #name, ::emulation::here()))
 
 using Word2 = uint2;
 using Word4 = uint4;
@@ -26,6 +26,12 @@ namespace saec {
 
 inline void mma_f16(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1,
                     emulation::Site site = emulation::here()) {
+  emulation::multiply_f16(d, a, b0, b1, site);
+}
+
+inline void mma_f16(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1,
+                    const float (&c)[4], emulation::Site site = emulation::here()) {
+  for (int i = 0; i < 4; i++) d[i] = c[i];
   emulation::multiply_f16(d, a, b0, b1, site);
 }
 
@@ -66,8 +72,8 @@ template <class T>
 inline T lower_to(T* at, T value) {
   T before = __atomic_load_n(at, __ATOMIC_RELAXED);
   while (value < before) {
-    const bool swapped = __atomic_compare_exchange_n(at, &before, value, false, __ATOMIC_RELAXED,
-                                                     __ATOMIC_RELAXED);
+    const bool swapped =
+        __atomic_compare_exchange_n(at, &before, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     if (swapped) break;
   }
   return before;

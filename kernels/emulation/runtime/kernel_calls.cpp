@@ -70,8 +70,7 @@ void complete_product(void* const (&requests)[warp_size], uint32 lanes) {
   for (uint32 lane = 0; lane < warp_size; lane++) {
     fragments[lane] = static_cast<ProductFragment*>(requests[lane]);
   }
-  const bool odd = scheduler().launch().seed % 2 == 1;
-  matrix_product(fragments, odd ? ProductSums::reversed_cut : ProductSums::in_order_rounded);
+  matrix_product(fragments, product_sums(scheduler().launch().seed));
 }
 
 }  // namespace

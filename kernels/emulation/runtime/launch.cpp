@@ -70,8 +70,8 @@ SAEC_PUBLIC int saec_launch(const char* name, const void* parameters, size_t par
     // The caller's bytes may lie anywhere; the struct wants its alignment.
     std::vector<std::max_align_t> aligned(parameters_bytes / sizeof(std::max_align_t) + 1);
     memcpy(aligned.data(), parameters, parameters_bytes);
-    emulation::scheduler().run({&kernel, aligned.data(), grid_size, block_size, shared_bytes,
-                                most_shared_bytes, seed});
+    emulation::scheduler().run(
+        {&kernel, aligned.data(), grid_size, block_size, shared_bytes, most_shared_bytes, seed});
     return 0;
   } catch (const std::exception& error) {
     snprintf(message, message_bytes, "%s", error.what());

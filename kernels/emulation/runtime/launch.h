@@ -23,10 +23,10 @@ struct Launch {
   uint3 block;
   size_t shared_bytes;
   size_t most_shared_bytes;  // static and dynamic of one block
-  // The order of threads and blocks, and the sums of matrix products:
+  // The order of threads and blocks, and the sums of matrix products (product_sums):
   //   0  ascending                 1  descending          others  drawn
-  //   even  all threads go on by turns, sums rounded in order
-  //   odd   one warp runs ahead as far as it can, sums in reverse order and cut off
+  //   even  all threads go on by turns
+  //   odd   one warp runs ahead as far as it can
   uint32 seed;
 };
 

@@ -100,8 +100,7 @@ void RaceCheck::access(const ThreadView& thread, const void* at, size_t bytes, A
 }
 
 void RaceCheck::compare(const std::vector<Group>& groups, const ThreadView& thread,
-                        const char* what, const Memory& memory, size_t at,
-                        const void* code) const {
+                        const char* what, const Memory& memory, size_t at, const void* code) const {
   for (const Group& group : groups) {
     const uint32 lanes = unordered_lanes(group, thread);
     if (lanes == 0) continue;

@@ -13,8 +13,8 @@ namespace {
 // Blocks that run beside each other where the order is drawn: two are enough for one to see what
 // the other left half done.
 constexpr size_t blocks_at_once = 2;
-// More fibers than threads, so that the threads of one number of blocks that follow each other are
-// not one to ThreadSanitizer, which would order them.
+// More fibers than threads, so that threads of one number in two blocks that follow each other are
+// played by two: ThreadSanitizer would take one for a single thread, whose actions are in order.
 constexpr size_t spare_threads = 7;
 
 std::string text(const uint3& place) {
@@ -45,9 +45,7 @@ Scheduler& scheduler() {
   return one;
 }
 
-RaceCheck* current_races() {
-  return current == nullptr ? nullptr : &scheduler().block().races;
-}
+RaceCheck* current_races() { return current == nullptr ? nullptr : &scheduler().block().races; }
 
 Block::Block(const Launch& launch, uint3 place)
     : BlockView{launch.grid, launch.block, place},
@@ -86,7 +84,7 @@ uint32 Scheduler::barrier(bool vote, const char* name, Site site) {
     block.votes = 0;
     block.at_barrier = 0;
     block.races.barrier();
-    block.barrier_order = OrderPoint();
+    block.barrier_order = OrderPoint::fresh();
     for (Thread* other : block.threads) other->state = State::ready;
     wait(State::ready);
   } else {
@@ -103,10 +101,11 @@ void Scheduler::collective(uint32 mask, void* request, Complete complete, const 
   self.doing = name;
   self.site = site;
   Meeting& meeting = meeting_of(mask, name, site);
+  if (orders_memory && meeting.arrived == 0) meeting.order = OrderPoint::fresh();
   const OrderPoint order = meeting.order;
   meeting.requests[self.lane] = request;
   meeting.arrived |= 1u << self.lane;
-  if (orders_memory) order.reach();
+  order.reach();
   if (meeting.arrived == expected_lanes(mask)) {
     complete(meeting.requests, meeting.arrived);
     for (uint32 lane = 0; lane < warp_size; lane++) {
@@ -120,21 +119,22 @@ void Scheduler::collective(uint32 mask, void* request, Complete complete, const 
   } else {
     wait(State::in_collective);
   }
-  if (orders_memory) order.pass();
+  order.pass();
 }
 
-// The collective that lanes of this mask have begun, or a new one.
+// The collective that lanes of this mask have begun, or a new one. Other lanes of the mask may wait
+// in another collective, as long as that does not wait for this lane.
 Meeting& Scheduler::meeting_of(uint32 mask, const char* name, Site site) {
   if ((mask >> thread_->lane & 1) == 0) fail("the mask does not name the lane that passes it");
   std::vector<Meeting>& meetings = block_->meetings[thread_->warp];
   for (Meeting& other : meetings) {
-    if ((other.mask & mask) == 0) continue;
-    if (other.site != site || strcmp(other.name, name) != 0) {
-      fail(std::string("mismatched collective: other lanes of the mask wait in ") + other.name +
-           " at " + text(other.site));
-    }
-    if (other.mask != mask) fail("mismatched collective: its lanes pass different masks");
-    return other;
+    const bool same_call = other.site == site && strcmp(other.name, name) == 0;
+    if (same_call && other.mask == mask) return other;
+    const bool waits_for_this = (other.mask >> thread_->lane & 1) != 0;
+    if (!waits_for_this || (other.arrived & mask) == 0) continue;
+    if (same_call) fail("mismatched collective: its lanes pass different masks");
+    fail(std::string("mismatched collective: other lanes of the mask wait in ") + other.name +
+         " at " + text(other.site));
   }
   meetings.push_back({mask, name, site});
   return meetings.back();
@@ -153,7 +153,9 @@ uint32 Scheduler::expected_lanes(uint32 mask) {
 }
 
 void Scheduler::fail(const std::string& message) {
-  if (error_.empty()) error_ = message + " [block " + text(block_->index) + ", " + text(*thread_) + "]";
+  if (error_.empty()) {
+    error_ = message + " [block " + text(block_->index) + ", " + text(*thread_) + "]";
+  }
   throw Abandoned();
 }
 
@@ -202,8 +204,8 @@ void Scheduler::run(const Launch& launch) {
   error_.clear();
   random_.seed(launch.seed);
   RaceCheck::begin_launch();
-  begun_ = OrderPoint();
-  ended_ = OrderPoint();
+  begun_ = OrderPoint::fresh();
+  ended_ = OrderPoint::fresh();
   begun_.reach();
   const std::vector<uint3> places = blocks_in_order();
   const size_t most = drawn_order() ? std::min(blocks_at_once, places.size()) : 1;

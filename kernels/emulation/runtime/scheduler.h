@@ -43,7 +43,7 @@ struct Meeting {
   Site site;
   uint32 arrived = 0;
   void* requests[warp_size] = {};
-  OrderPoint order = {};
+  OrderPoint order = {};  // orders nothing, but for __syncwarp
 };
 
 struct Block : BlockView {
@@ -63,7 +63,7 @@ struct Block : BlockView {
   uint32 votes = 0;          // of those at the barrier
   uint32 counted_votes = 0;  // at the last barrier that all passed
   uint32 last_warp = 0;
-  OrderPoint barrier_order;  // of the barrier that is next
+  OrderPoint barrier_order = OrderPoint::fresh();  // of the barrier that is next
 };
 
 class Scheduler {

@@ -4,6 +4,8 @@
 // and acquired here does, so that it sees every pair of accesses that no barrier orders.
 #pragma once
 
+#include <utility>
+
 #include "types.h"
 
 #ifdef SAEC_TSAN
@@ -38,21 +40,41 @@ class Unobserved {
 // at the next barrier of the same point, who is late to pass would see what early ones did since.
 class OrderPoint {
  public:
-  OrderPoint() : address_(fresh_address()) {}
-  void reach() const { __tsan_release(address_); }
-  void pass() const { __tsan_acquire(address_); }
-
- private:
-  // ThreadSanitizer knows points by addresses. These come round again after very many, which hides
-  // races between threads that far apart.
-  static void* fresh_address() {
-    constexpr uint32 addresses = 1u << 17;
-    static uint64 words[addresses];
-    static uint32 next = 0;
-    return &words[next++ % addresses];
+  OrderPoint() = default;  // orders nothing
+  static OrderPoint fresh() {
+    const Unobserved unobserved;
+    OrderPoint point;
+    point.held_ = new Held;
+    return point;
+  }
+  OrderPoint(const OrderPoint& other) : held_(other.held_) {
+    if (held_ != nullptr) held_->holders++;
+  }
+  OrderPoint& operator=(const OrderPoint& other) {
+    OrderPoint copy(other);
+    std::swap(held_, copy.held_);
+    return *this;
+  }
+  ~OrderPoint() {
+    const Unobserved unobserved;
+    if (held_ != nullptr && --held_->holders == 0) delete held_;
   }
 
-  void* address_;
+  void reach() const {
+    if (held_ != nullptr) __tsan_release(&held_->known_by_this_address);
+  }
+  void pass() const {
+    if (held_ != nullptr) __tsan_acquire(&held_->known_by_this_address);
+  }
+
+ private:
+  // On the heap, because ThreadSanitizer forgets an address when it is freed, and only then.
+  struct Held {
+    uint64 known_by_this_address = 0;
+    uint32 holders = 1;
+  };
+
+  Held* held_ = nullptr;
 };
 
 }  // namespace emulation
@@ -68,6 +90,7 @@ class Unobserved {
 
 class OrderPoint {
  public:
+  static OrderPoint fresh() { return {}; }
   void reach() const {}
   void pass() const {}
 };

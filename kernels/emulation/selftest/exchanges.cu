@@ -43,8 +43,10 @@ __device__ void exchange(const Exchanges& p) {
   p.of_doubles[96 + lane] = votes + 100 * some + 1000 * every;
 }
 
-#define EXCHANGE(name, body)                                                \
+#define EXCHANGE(name, body)                                                  \
   SAEC_KERNEL void __launch_bounds__(32) name(const Exchanges p) { body(p); } \
   SAEC_EXPORT(name)
 
+#ifndef SAEC_ONE_KERNEL
 EXCHANGE(exchanges, exchange)
+#endif

@@ -132,10 +132,11 @@ __device__ void hold(const Small& p) {
   p.to[threadIdx.x] = held[threadIdx.x];
 }
 
-#define SMALL(name, ...)                                                       \
+#define SMALL(name, ...)                                                         \
   SAEC_KERNEL void __launch_bounds__(64) name(const Small p) { __VA_ARGS__(p); } \
   SAEC_EXPORT(name)
 
+#ifndef SAEC_ONE_KERNEL
 SMALL(mirror_synced, mirror<true>)
 SMALL(mirror_unsynced, mirror<false>)
 SMALL(halves_own, mirror_halves<true>)
@@ -165,3 +166,4 @@ SMALL(count_plain, count<Count::plain>)
 SMALL(count_past_end, count<Count::past_end>)
 SMALL(hold_some, hold<64>)
 SMALL(hold_too_much, hold<12289>)
+#endif

@@ -1,6 +1,7 @@
 // The nearest codeword of each row, as the project's kernels do it: tiles in shared memory, float16
-// products of a warp, the least key by shuffles. Whole numbers make every sum exact, so there is one
-// right answer whatever the order of additions. Each mistake is one that this kind of kernel invites.
+// products of a warp, the least key by shuffles. Whole numbers make every sum exact, so there is
+// one right answer whatever the order of additions. Each mistake is one that this kind of kernel
+// invites.
 #include "port.cuh"
 
 struct Nearest {  // parameters
@@ -21,9 +22,9 @@ enum class Mistake {
   past_tile,       // clears the gaps of more lines than a tile has
 };
 
-constexpr int tile = 64;    // rows, and codewords, of a tile
-constexpr int depth = 32;   // dims of a tile
-constexpr int pitch = 40;   // halves from one line of a tile to the next, against bank conflicts
+constexpr int tile = 64;   // rows, and codewords, of a tile
+constexpr int depth = 32;  // dims of a tile
+constexpr int pitch = 40;  // halves from one line of a tile to the next, against bank conflicts
 constexpr int threads = 128;
 
 __device__ float square_norm(const float* word, int dim) {
@@ -32,9 +33,7 @@ __device__ float square_norm(const float* word, int dim) {
   return sum;
 }
 
-__device__ uint32 word_at(const uint16* halves) {
-  return *reinterpret_cast<const uint32*>(halves);
-}
+__device__ uint32 word_at(const uint16* halves) { return *reinterpret_cast<const uint32*>(halves); }
 
 template <Mistake mistake>
 __device__ void nearest_word(const Nearest& p) {
@@ -64,8 +63,7 @@ __device__ void nearest_word(const Nearest& p) {
         const int row = first_row + line;
         const int word = first_word + line;
         const bool row_there = row < p.n_rows && dim < p.dim;
-        const bool word_there =
-            mistake == Mistake::past_words || (word < p.n_words && dim < p.dim);
+        const bool word_there = mistake == Mistake::past_words || (word < p.n_words && dim < p.dim);
         const int at = line * pitch + i % depth;
         row_tile[at] = saec::f16_bits(row_there ? p.rows[row * p.dim + dim] : 0.0f);
         word_tile[at] = saec::f16_bits(word_there ? p.words[word * p.dim + dim] : 0.0f);
@@ -115,14 +113,14 @@ __device__ void nearest_word(const Nearest& p) {
   }
 }
 
-#define NEAREST(name, mistake)                                   \
-  SAEC_KERNEL void __launch_bounds__(threads) name(const Nearest p) { \
-    nearest_word<mistake>(p);                                    \
-  }                                                              \
+#define NEAREST(name, mistake)                                                                    \
+  SAEC_KERNEL void __launch_bounds__(threads) name(const Nearest p) { nearest_word<mistake>(p); } \
   SAEC_EXPORT(name)
 
+#ifndef SAEC_ONE_KERNEL
 NEAREST(nearest, Mistake::none)
 NEAREST(nearest_unsynced_fill, Mistake::unsynced_fill)
 NEAREST(nearest_unsynced_reuse, Mistake::unsynced_reuse)
 NEAREST(nearest_past_words, Mistake::past_words)
 NEAREST(nearest_past_tile, Mistake::past_tile)
+#endif

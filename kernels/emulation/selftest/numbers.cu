@@ -2,26 +2,26 @@
 #include "port.cuh"
 
 struct Numbers {  // parameters
-  const float* x;          // IN  (n,)
-  const float* y;          // IN  (n,)
-  const float* z;          // IN  (n,)
-  const double* v;         // IN  (n,)
-  const double* w;         // IN  (n,)
-  const uint16* halves;    // IN  (n,)
-  uint16* x_half;          // OUT (n,)
-  float* half_values;      // OUT (n,)
-  uint32* pairs;           // OUT (n,)
-  double* x_widened;       // OUT (n,)
-  float* v_narrowed;       // OUT (n,)
-  float* v_narrowed_up;    // OUT (n,)
-  float* fma;              // OUT (n,)
-  float* fma_up;           // OUT (n,)
-  float* product_up;       // OUT (n,)
-  double* sum;             // OUT (n,)
-  double* difference;      // OUT (n,)
-  double* product;         // OUT (n,)
-  int64* v_rounded;        // OUT (n,)
-  int32* bits;             // OUT (n, 5) counts and places of the bits of x and v
+  const float* x;        // IN  (n,)
+  const float* y;        // IN  (n,)
+  const float* z;        // IN  (n,)
+  const double* v;       // IN  (n,)
+  const double* w;       // IN  (n,)
+  const uint16* halves;  // IN  (n,)
+  uint16* x_half;        // OUT (n,)
+  float* half_values;    // OUT (n,)
+  uint32* pairs;         // OUT (n,)
+  double* x_widened;     // OUT (n,)
+  float* v_narrowed;     // OUT (n,)
+  float* v_narrowed_up;  // OUT (n,)
+  float* fma;            // OUT (n,)
+  float* fma_up;         // OUT (n,)
+  float* product_up;     // OUT (n,)
+  double* sum;           // OUT (n,)
+  double* difference;    // OUT (n,)
+  double* product;       // OUT (n,)
+  int64* v_rounded;      // OUT (n,)
+  int32* bits;           // OUT (n, 5) counts and places of the bits of x and v
   int32 n;
 };
 
@@ -54,8 +54,10 @@ __device__ void compute(const Numbers& p) {
   p.bits[5 * i + 4] = max(min(static_cast<int>(word), 1000), -1000);
 }
 
-#define NUMBERS(name, body)                                                \
+#define NUMBERS(name, body)                                                  \
   SAEC_KERNEL void __launch_bounds__(128) name(const Numbers p) { body(p); } \
   SAEC_EXPORT(name)
 
+#ifndef SAEC_ONE_KERNEL
 NUMBERS(numbers, compute)
+#endif

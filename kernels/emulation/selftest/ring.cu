@@ -46,14 +46,14 @@ __device__ void pass(const Ring& p) {
   }
 }
 
-#define RING(name, mistake)                                                \
-  SAEC_KERNEL void __launch_bounds__(most_threads) name(const Ring p) {    \
-    pass<mistake>(p);                                                      \
-  }                                                                        \
+#define RING(name, mistake)                                                                 \
+  SAEC_KERNEL void __launch_bounds__(most_threads) name(const Ring p) { pass<mistake>(p); } \
   SAEC_EXPORT(name)
 
+#ifndef SAEC_ONE_KERNEL
 RING(ring, Mistake::none)
 RING(ring_late_wait, Mistake::late_wait)
 RING(ring_unsynced_wait, Mistake::unsynced_wait)
 RING(ring_unsynced_reuse, Mistake::unsynced_reuse)
 RING(ring_misaligned, Mistake::misaligned)
+#endif

@@ -39,8 +39,10 @@ __device__ void add_up(const Sums& p) {
   }
 }
 
-#define SUMS(name, body)                                                \
+#define SUMS(name, body)                                                 \
   SAEC_KERNEL void __launch_bounds__(96) name(const Sums p) { body(p); } \
   SAEC_EXPORT(name)
 
+#ifndef SAEC_ONE_KERNEL
 SUMS(sums, add_up)
+#endif

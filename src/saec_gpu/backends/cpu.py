@@ -107,10 +107,11 @@ class CpuCodebooks:
         return self.threads
 
 
-def _filter_form(codewords: Float32) -> tuple[np.float32, float, Float32, Float32, Float32]:
+def _filter_form(codebook: Codebook) -> tuple[np.float32, float, Float32, Float32, Float32]:
     """Return scale, A, centre, centred codewords and scores of the filter (cpu_filter)."""
+    codewords = codebook.codewords
     n_codewords, dim = codewords.shape
-    scale, centre = filter_frame(codewords, 0)
+    scale, centre = filter_frame(codebook, 0)
     # rounded once, as fma does it: the product is exact and float64 holds the difference well
     centred = (codewords * np.float64(scale) - centre).astype(np.float32)
     norms = np.einsum("kj,kj->k", centred, centred, dtype=np.float64)
@@ -186,7 +187,7 @@ class CpuBackend:
         column_scales = np.zeros(totals[3])
         for number, codebook in enumerate(codebooks.values()):
             dim, n_codewords, panel, score, word, column, _ = (int(n) for n in slots[number])
-            scale, factor, centre, centred, own_scores = _filter_form(codebook.codewords)
+            scale, factor, centre, centred, own_scores = _filter_form(codebook)
             rows = np.zeros((_round_up(n_codewords, PANEL), dim), np.float32)
             rows[:n_codewords] = centred
             by_panel = rows.reshape(-1, PANEL, dim).transpose(0, 2, 1)

@@ -35,7 +35,7 @@ from saec_gpu.backends.device import Device, DeviceArray, Event
 from saec_gpu.backends.filter_frame import filter_frame, repeated_codewords
 from saec_gpu.backends.host_store import placed
 from saec_gpu.backends.protocol import Assignment
-from saec_gpu.data import Chunk, Codebook, Float32, Float64, Int64, Partial, carry
+from saec_gpu.data import Chunk, Codebook, Float64, Int64, Partial, carry
 from saec_gpu.layout import Layout, Segment
 
 SHARE_OF_MEMORY = 0.8  # of what is free on the device now; the rest is for its other users
@@ -235,7 +235,7 @@ class CudaBackend:
         column = 0
         for number, codebook in enumerate(codebooks.values()):
             place = slice(column, column + codebook.codewords.shape[1])
-            scales[number], centres[place] = filter_frame(codebook.codewords, MAGNITUDE)
+            scales[number], centres[place] = filter_frame(codebook, MAGNITUDE)
             if codebook.fixed_point is not None:
                 column_scales[place] = np.ldexp(1.0, codebook.fixed_point.column_shifts)
                 weight_scales[number] = np.ldexp(1.0, codebook.fixed_point.weight_shift)
@@ -359,7 +359,7 @@ class CudaBackend:
         word = code = column = group = fragment = 0
         for slot, codebook in zip(slots, codebooks, strict=True):
             n_codewords, dim = codebook.codewords.shape
-            order = _order(codebook.codewords)
+            order = _order(codebook)
             n_groups, steps = len(order) // GROUP, steps_of(dim)
             wide = codebook.fixed_point is not None and codebook.fixed_point.wide
             shared = sums_are_shared(
@@ -502,12 +502,13 @@ class CudaBackend:
         return target
 
 
-def _order(codewords: Float32) -> NDArray[np.int32]:
+def _order(codebook: Codebook) -> NDArray[np.int32]:
     """Return the codeword at each place, −1 for none: by norm, repeated ones left out.
 
     Chunks of codewords share a bound, which is tight where their norms are alike.
     """
-    scale, centre = filter_frame(codewords, 0)
+    codewords = codebook.codewords
+    scale, centre = filter_frame(codebook, 0)
     centred = codewords.astype(np.float64) * scale - centre
     norms = np.einsum("kj,kj->k", centred, centred)
     by_norm = np.argsort(norms, kind="stable").astype(np.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ LEAST_ARCHITECTURE = 75  # the first with float16 products that add in float32, 
 # What is compiled at run time is compiled like this everywhere: CuPy adds -ftz=true and
 # --device-as-default-execution-space, and the checks of the kernels do the same.
 OPTIONS = ("-std=c++17",)
+NO_BINARY_FOR_GPU = 209  # CUDA_ERROR_NO_BINARY_FOR_GPU
 
 
 def import_cupy() -> Any:
@@ -211,10 +213,19 @@ class CupyDevice:
             source = self._kernels[kernel]
             ahead = source.folders[0] / f"{source.file.removesuffix('.cu')}.fatbin"
             with self._device:
-                if ahead.is_file():
-                    module = self._cupy.RawModule(path=str(ahead))
-                else:
+                function = self._from_file(ahead, kernel) if ahead.is_file() else None
+                if function is None:
                     include = tuple(f"-I{folder}" for folder in source.folders)
                     module = self._cupy.RawModule(code=source.unit, options=(*OPTIONS, *include))
-                self._compiled[kernel] = module.get_function(kernel)
+                    function = module.get_function(kernel)
+                self._compiled[kernel] = function
         return self._compiled[kernel]
+
+    def _from_file(self, path: Path, kernel: str) -> Any:
+        """Return a kernel of a file made ahead of time; None if it has no code for this device."""
+        try:
+            return self._cupy.RawModule(path=str(path)).get_function(kernel)
+        except self._cupy.cuda.driver.CUDADriverError as err:
+            if err.status != NO_BINARY_FOR_GPU:
+                raise
+            return None

@@ -7,20 +7,20 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.data import Float32
+from saec_gpu.data import Codebook, Float32
 
 CENTRE_CODEWORDS = 256  # as many codewords place the median well; more only take time
 
 
-def filter_frame(codewords: Float32, magnitude: int) -> tuple[np.float32, Float32]:
+def filter_frame(codebook: Codebook, magnitude: int) -> tuple[np.float32, Float32]:
     """Return the scale and the centre with which a filter sees rows: x·scale − centre.
 
-    The centre is the median, which far codewords do not move, and the scale a power of two. Both
-    decide only how often a filter proves a row.
+    The centre is the codebook's middle, else the median of its codewords, which far ones do not
+    move; the scale is a power of two. Both decide only how often a filter proves a row.
 
     Parameters
     ----------
-    codewords : float32 (k, dim)
+    codebook : Codebook
     magnitude : int
         Centred codewords are brought below 2^magnitude in every column, and near it.
 
@@ -30,15 +30,24 @@ def filter_frame(codewords: Float32, magnitude: int) -> tuple[np.float32, Float3
     centre : float32 (dim,)
         Of scaled rows.
     """
-    step = -(-len(codewords) // CENTRE_CODEWORDS)
-    some = codewords[::step]
-    middle = np.partition(some, len(some) // 2, axis=0)[len(some) // 2].astype(np.float64)
+    codewords = codebook.codewords
+    found = codebook.middle
+    if found is None:
+        found = median(codewords[:: -(-len(codewords) // CENTRE_CODEWORDS)])
+    middle = found.astype(np.float64)
     above, below = codewords.max(axis=0) - middle, middle - codewords.min(axis=0)
     reach = max(above.max(), below.max()) or np.abs(middle).max()
     most = 127 - math.frexp(np.abs(middle).max())[1]  # the scaled centre stays in float32
     exponent = max(min(magnitude - math.frexp(reach)[1], most, 127), -126)
     scale = np.float32(np.ldexp(1.0, exponent))
     return scale, (middle * scale).astype(np.float32)
+
+
+def median(rows: Float32) -> Float32:
+    """Return the median of each column, the upper one of two."""
+    half = len(rows) // 2
+    middle: Float32 = np.partition(rows, half, axis=0)[half]
+    return middle
 
 
 def repeated_codewords(codewords: Float32) -> NDArray[np.bool_]:

@@ -41,6 +41,7 @@ TYPES: Mapping[str, tuple[str, ...]] = {
 }
 _STRUCT = re.compile(r"^struct (\w+) \{[^\n]*// parameters\n(.*?)^\};", re.DOTALL | re.MULTILINE)
 _FIELD = re.compile(r"^\s*(?:const )?(\w+)(\*?) (\w+);", re.MULTILINE)
+_SEVERAL = re.compile(r"^\s*[\w ]+\*? \w+,", re.MULTILINE)
 _KERNEL = re.compile(r"^[A-Z_]+\((\w+)(?:,.*)?\)$", re.MULTILINE)
 
 
@@ -177,7 +178,9 @@ def kernels_of(file: str, text: str) -> list[KernelSource]:
     parameters = tuple(
         Parameter(name, type_, bool(star)) for type_, star, name in _FIELD.findall(structs[0][1])
     )
+    if _SEVERAL.search(structs[0][1]):
+        raise LayoutError(f"{file} declares several parameters on one line; give each its own")
     for p in parameters:
-        if p.type not in TYPES:
+        if p.type not in TYPES or not (p.pointer or len(TYPES[p.type]) == 1):
             raise LayoutError(f"{file}: parameter {p.name} is of the unknown type {p.type}")
     return [KernelSource(m[1], file, m[0], parameters) for m in _KERNEL.finditer(text)]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saec_gpu.backends.filter_frame import median
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.compiled_loops import (
     limbs_to_float,
@@ -65,6 +67,11 @@ class FieldFit:
     stopped: StopRule | None = None
     counts: Int64 | None = None
 
+    @cached_property
+    def middle(self) -> Float32:
+        """Return the median of the sample, float32 (dim,): where most of the weight is."""
+        return median(self.statistics.sample.rows)
+
     def ordered(self) -> Float32:
         """Return the codewords by rows in the last pass, descending; ties to the lower index."""
         if self.counts is None:
@@ -105,7 +112,7 @@ def fit_pass(
     `passed` must hold every row of the fields once, as the backend loads them.
     """
     codebooks = backend.load_codebooks(
-        {name: Codebook(fit.codewords, fit.fixed_point) for name, fit in fits.items()}
+        {name: Codebook(fit.codewords, fit.fixed_point, fit.middle) for name, fit in fits.items()}
     )
     for rows in passed:
         backend.assign_accumulate(rows, codebooks)
@@ -119,7 +126,7 @@ def finish_pass(
     codewords = updated(fit.codewords, partial, fit.fixed_point, fit.statistics)
     empty = np.flatnonzero(_empty(partial))
     if len(empty):
-        codewords = repaired(backend, codewords, empty, fit.statistics.sample)
+        codewords = repaired(backend, codewords, empty, fit.statistics.sample, fit.middle)
     shift = squared_shift(codewords, fit.codewords)
     fit.codewords = codewords
     fit.counts = partial.counts
@@ -150,7 +157,13 @@ def updated(
     return moved
 
 
-def repaired(backend: Backend, codewords: Float32, empty: Int64, sample: Sample) -> Float32:
+def repaired(
+    backend: Backend,
+    codewords: Float32,
+    empty: Int64,
+    sample: Sample,
+    middle: Float32 | None = None,
+) -> Float32:
     """Return the codewords with the empty ones refilled, ascending, from the worst-served rows.
 
     Worst served is the sample row of greatest ω·(least distance to the codewords that are not empty
@@ -159,7 +172,8 @@ def repaired(backend: Backend, codewords: Float32, empty: Int64, sample: Sample)
     repaired_words = codewords.copy()
     live = np.delete(codewords, empty, axis=0)
     rows = backend.load_rows(chunk_of("sample", sample.rows))
-    found = backend.assign(rows, backend.load_codebooks({"sample": Codebook(live)}), distances=True)
+    codebooks = backend.load_codebooks({"sample": Codebook(live, middle=middle)})
+    found = backend.assign(rows, codebooks, distances=True)
     least: Float64 = np.array(found.distances)
     columns = np.ascontiguousarray(sample.rows.T)
     for code in empty:
