@@ -259,7 +259,7 @@ def test_units_of_error_by_hand() -> None:
 
 def test_constants_are_those_of_the_kernels() -> None:
     text = (sources_folder() / "bound.cuh").read_text(encoding="utf-8")
-    assert f"float({probes.BOUND_A_COLUMN:.0f} * columns + 140) * 0x1p-23f" in text
+    assert f"float({probes.BOUND_A_COLUMN:.0f} * padded_columns(dim) + 140) * 0x1p-23f" in text
 
 
 def test_numbers_of_the_search_stay_whole(rng: np.random.Generator) -> None:
