@@ -1,8 +1,8 @@
 // assign_update - nearest codeword of each row within its field, and the sums of its rows.
 //   code[i] = argmin_k dist(x_i, c_k) where the filter proves it, else UNPROVED (recheck.cu decides);
 //   sums[code][j] += rint(w x_j 2^s_j), weight_sums[code] += rint(w 2^t), counts[code] += 1
-// launch  grid = n_runs, block = 256 (any: up to 128), one block = one run = rows of one field;
-//         shared = as backends/cupy_cuda.py counts it, beside `Held` below
+// launch  grid = n_runs, block = 256 (assign_update_any: up to 128), one block = one run = rows of one
+//         field; shared = `Held` below and the sums, as backends/cuda_plan.py counts them
 // in      runs slots scales centres values weights fragments fragments_low keys bounds order
 //         column_scales weight_scales find accumulate window
 // inout   codes sums sums_low weight_sums weight_sums_low counts
@@ -47,14 +47,14 @@ struct AssignUpdate {  // parameters
 constexpr int32 WARPS = 8;
 constexpr int32 MOST_TILES = 4;
 
-// sm_75 multiplies 8 columns at a time, which takes more registers.
-__device__ constexpr int32 fitting(int32 tiles, int32 steps) {
+// sm_75 multiplies 8 columns at a time, which takes more registers: with more tiles they spill.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  return steps == 1 && tiles > 1 ? 2 : 1;
+template <int32 TILES, int32 STEPS>
+constexpr int32 FITTING = STEPS == 1 && TILES > 1 ? 2 : 1;
 #else
-  return steps > 0 ? tiles : 0;
+template <int32 TILES, int32 STEPS>
+constexpr int32 FITTING = TILES;
 #endif
-}
 
 // The dynamic shared memory of a block, in this order; each part starts at 16 bytes.
 template <int32 STEPS, bool FOLDED>
@@ -365,9 +365,9 @@ __device__ __forceinline__ void assign_update_looped(const AssignUpdate& p) {
 
 }  // namespace saec
 
-#define ASSIGN_UPDATE(NAME, ROW, STEPS, TILES, FOLDED, BLOCKS)                              \
+#define ASSIGN_UPDATE(NAME, ROW, STEPS, TILES, FOLDED, BLOCKS)                          \
   SAEC_KERNEL void __launch_bounds__(256, BLOCKS) NAME(const saec::AssignUpdate p) {    \
-    saec::assign_update<saec::ROW, STEPS, saec::fitting(TILES, STEPS), FOLDED>(p);                       \
+    saec::assign_update<saec::ROW, STEPS, saec::FITTING<TILES, STEPS>, FOLDED>(p);      \
   }                                                                                     \
   SAEC_EXPORT(NAME)
 #define ASSIGN_UPDATE_LOOPED(NAME, ROW)                                                 \

@@ -17,8 +17,8 @@ __device__ __forceinline__ double exact_distance(const void* values, int64 row, 
   return total;
 }
 
-// The codeword of least distance, ties to the lower index, found by a whole warp. A codeword is
-// distance `none` from everything when there is none for a lane.
+// The codeword of least distance, ties to the lower index, found by a whole warp. A lane without a
+// codeword keeps infinity and UNPROVED.
 template <class ROW>
 __device__ __forceinline__ uint32 exact_code(const void* values, int64 row, const float* words,
                                              const Field& field, int32 lane) {

@@ -27,7 +27,7 @@ __device__ __forceinline__ float tagged(float key, uint32 tag) {
 // The best chunk that a row has seen, by lower bound, and the lower bound of the second best.
 struct Best {
   float best, second;
-  int32 group;  // then, after `reduced`: the chunk
+  int32 group;  // after `reduce`: the chunk
 
   __device__ __forceinline__ void clear() {
     second = WORST;

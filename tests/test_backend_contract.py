@@ -106,7 +106,7 @@ class TestBackend:
     def test_signatures_are_those_of_the_protocol(self, backend: Backend) -> None:
         methods = inspect.getmembers(Backend, inspect.isfunction)
         public = {name: method for name, method in methods if not name.startswith("_")}
-        assert len(public) == 9
+        assert len(public) == 10
         for name, method in public.items():
             wanted = inspect.signature(method).parameters.values()
             found = inspect.signature(getattr(type(backend), name)).parameters.values()
@@ -129,6 +129,21 @@ class TestBackend:
         for piece, segment in zip(fields.pieces, chunk.layout.segments, strict=True):
             found = reference.assign(piece.rows, fields.codebooks[piece.field].codewords)
             assert (codes[segment.rows], distances[segment.rows]) == found
+
+    def test_assignments_begun_together_end_in_any_order(
+        self, backend: Backend, rng: np.random.Generator
+    ) -> None:
+        rows = rows_of("normal", rng, 300, 5)
+        codebooks = backend.load_codebooks({"x": Codebook(rows[:9])})
+        parts = [rows[:97], rows[97:131], rows[131:]]
+        chunks = [backend.load_rows(chunk_of("x", np.ascontiguousarray(p))) for p in parts]
+        begun = [backend.assign_later(chunk, codebooks, distances=True) for chunk in chunks]
+        for number in (2, 0, 1):
+            found = begun[number]()
+            codes, distances = reference.assign(parts[number], rows[:9])
+            assert found.codes.tolist() == codes
+            assert found.distances is not None
+            assert found.distances.tolist() == distances
 
     def test_distances_are_given_only_when_asked_for(self, backend: Backend) -> None:
         loaded = backend.load_codebooks({"x": Codebook(column(0, 5))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -18,13 +19,19 @@ import saec_gpu as saec
 from builders import weights_of
 from conftest import EMULATED
 from saec_gpu.artifact import Artifact
+from saec_gpu.backends import cuda_plan
+from saec_gpu.backends.cpu import CpuBackend
 from saec_gpu.backends.cuda_plan import (
+    ASSIGN_STATIC,
     LEAST_RUN_ROWS,
-    ROWS_A_CODEWORD,
+    RECHECK_STATIC,
     SLOT_CODEWORDS,
+    SLOT_DIM,
     SLOT_FIELDS,
     SLOT_GROUPS,
+    SLOT_SHARED,
     SLOT_STEPS,
+    TILE,
     assign_launch,
     cut_runs,
     dim_class,
@@ -34,8 +41,9 @@ from saec_gpu.backends.cuda_plan import (
     window_groups,
 )
 from saec_gpu.backends.cupy_cuda import CudaBackend
+from saec_gpu.backends.kernel_sources import sources_folder
 from saec_gpu.backends.protocol import Backend
-from saec_gpu.data import Chunk, Codebook, Float32, Float64
+from saec_gpu.data import Chunk, Codebook, FixedPoint, Float32, Float64, chunk_of
 from saec_gpu.errors import DeviceMemoryError, LayoutError
 from saec_gpu.layout import lay_out
 
@@ -187,6 +195,20 @@ def test_a_full_device_gets_smaller_sets(
     assert "going on with sets of at most 15,000,000 bytes" in caplog.text
 
 
+def test_a_full_device_gets_its_memory_back_before_it_tries_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = {f"{i}": rng.standard_normal((20_000, 6)).astype(np.float32) for i in range(4)}
+    expected = saec.compress(rows, codewords=9, max_iter=2, out=tmp_path / "a.saec", backend="cpu")
+    # four fields do not fit, two do, and only if nothing is left of the four
+    device = EmulatedDevice(replace(LIMITS, memory_bytes=1_900_000))
+    artifact = saec.compress(
+        rows, codewords=9, max_iter=2, out=tmp_path / "b.saec", memory="7MB",
+        backend=CudaBackend(device),
+    )  # fmt: skip
+    assert artifact_bytes(artifact) == artifact_bytes(expected)
+    assert len(artifact.run["residency_sets"]) > 1
+
+
 def test_a_device_too_small_for_anything_is_an_error(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((3000, 6)).astype(np.float32)
     backend = CudaBackend(EmulatedDevice(replace(LIMITS, memory_bytes=20_000)))
@@ -208,6 +230,69 @@ def test_every_dim_has_a_class(dim: int, name: str, steps: int) -> None:
     assert steps_of(dim) == steps
 
 
+def assert_fits(slots: NDArray[np.int64], shared_bytes: int) -> None:
+    """Fail unless fields of one class can be launched together with so much shared memory."""
+    one = dim_class(int(slots[0, SLOT_DIM]))
+    launch = assign_launch(one, slots, shared_bytes, accumulate=True)
+    assert 0 < launch.shared_bytes <= shared_bytes - ASSIGN_STATIC
+    assert 0 < recheck_launch(slots, shared_bytes).shared_bytes <= shared_bytes - RECHECK_STATIC
+    if not one.looped:
+        assert 1 <= launch.window <= window_groups(one, shared_bytes) <= 32
+
+
+@pytest.mark.parametrize("total_bytes", [64 * 1024, 99 * 1024, 163 * 1024, 227 * 1024])
+@pytest.mark.parametrize("dim", [3, 16, 32, 64, 100, 256, 300])
+def test_fields_of_a_class_fit_together(total_bytes: int, dim: int) -> None:
+    # the largest sums of one field beside the largest window of another
+    counts = [1, 64, 132, 260, 400, 600, 1024, 5000]
+    slots = np.zeros((len(counts), SLOT_FIELDS), np.int64)
+    for slot, k in zip(slots, counts, strict=True):
+        groups = -(-k // 32)
+        shared = sums_are_shared(k, dim, groups, wide=False, shared_bytes=total_bytes)
+        slot[SLOT_DIM], slot[SLOT_CODEWORDS], slot[SLOT_SHARED] = dim, k, shared
+        slot[SLOT_GROUPS], slot[SLOT_STEPS] = groups, steps_of(dim)
+    for first in range(len(counts)):
+        for second in range(first, len(counts)):
+            assert_fits(slots[[first, second]], total_bytes)
+
+
+@pytest.mark.parametrize(
+    ("dim", "total_bytes"), [(3600, 227 * 1024), (7300, 227 * 1024), (768, 64 * 1024)]
+)
+def test_rows_that_fit_no_shared_memory_are_decided_by_definition(
+    dim: int, total_bytes: int
+) -> None:
+    rng = np.random.default_rng(dim)
+    rows = rng.standard_normal((9, dim)).astype(np.float32)
+    backend = CudaBackend(EmulatedDevice(replace(LIMITS, shared_bytes=total_bytes)))
+    fixed = FixedPoint(62, 40, np.full(dim, 4, np.int64), weighted=False)
+    codebooks = {"x": Codebook(rows[:3], fixed)}
+    cpu = CpuBackend(1)
+    found, expected = backend.load_codebooks(codebooks), cpu.load_codebooks(codebooks)
+    chunk = chunk_of("x", rows)
+    cpu.assign_accumulate(chunk, expected)
+    codes = cpu.assign(chunk, expected).codes
+    loaded = backend.load_rows(chunk)
+    assert backend.assign(loaded, found).codes.tolist() == codes.tolist()
+    backend.assign_accumulate(loaded, found)
+    assert backend.partials(found)["x"].sums.tolist() == cpu.partials(expected)["x"].sums.tolist()
+    backend.accumulate(loaded, codes, found)
+    twice = 2 * cpu.partials(expected)["x"].sums
+    assert backend.partials(found)["x"].sums.tolist() == twice.tolist()
+
+
+def test_the_plan_s_numbers_are_the_kernels_own() -> None:
+    text = "".join(p.read_text(encoding="utf-8") for p in sources_folder().glob("*.cu*"))
+    found = dict(re.findall(r"^constexpr int32 (\w+) = (\d+);", text, re.MULTILINE))
+    assert {name: int(found[name]) for name in found if name.startswith("SLOT_")} == {
+        name: value for name, value in vars(cuda_plan).items() if name.startswith("SLOT_")
+    }
+    for name in ("RUN_FIELDS", "WARP", "GROUP", "STEP", "FOLDED_DIM", "WINDOW_GROUPS", "TILE"):
+        assert getattr(cuda_plan, name) == int(found[name])
+    assert int(found["WARPS"]) == cuda_plan.ASSIGN_WARPS
+    assert int(found["WARPS"]) * int(found["MOST_TILES"]) * TILE == cuda_plan.ASSIGN_CODES
+
+
 @pytest.mark.parametrize("shared_bytes", [64 * 1024, 99 * 1024, 163 * 1024, 227 * 1024])
 def test_launches_fit_the_shared_memory(shared_bytes: int) -> None:
     # RELIABILITY 36
@@ -218,14 +303,10 @@ def test_launches_fit_the_shared_memory(shared_bytes: int) -> None:
                 n_codewords, dim, groups, wide=False, shared_bytes=shared_bytes
             )
             slots = np.zeros((1, SLOT_FIELDS), np.int64)
-            slots[0, :2] = dim, n_codewords
+            slots[0, SLOT_DIM], slots[0, SLOT_CODEWORDS] = dim, n_codewords
             slots[0, SLOT_GROUPS], slots[0, SLOT_STEPS] = groups, steps_of(dim)
-            slots[0, 9] = shared
-            launch = assign_launch(dim_class(dim), slots, shared_bytes, accumulate=True)
-            assert launch.shared_bytes <= shared_bytes
-            assert recheck_launch(slots, shared_bytes).shared_bytes <= shared_bytes - 16 * 1024
-            if not dim_class(dim).looped:
-                assert 1 <= launch.window <= window_groups(dim_class(dim), shared_bytes) <= 32
+            slots[0, SLOT_SHARED] = shared
+            assert_fits(slots, shared_bytes)
     # what the workhorse is made for stays in shared memory
     assert sums_are_shared(1024, 16, 32, wide=False, shared_bytes=227 * 1024)
 
@@ -251,8 +332,16 @@ def test_runs_cover_each_row_once(rng: np.random.Generator) -> None:
             assert own[:, 2].tolist() == values.tolist()
             assert own[:, 3].tolist() == (firsts if weighted else np.full(len(own), -1)).tolist()
             if len(own) > 1:
-                least = max(LEAST_RUN_ROWS, ROWS_A_CODEWORD * slots[slot, SLOT_CODEWORDS])
-                assert own[:-1, 1].min() >= least
+                assert own[:-1, 1].min() >= LEAST_RUN_ROWS
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("n_codewords", [16, 1024, 65_536])
+def test_runs_keep_the_processors_busy(n_codewords: int, shared: bool) -> None:
+    (segment,) = lay_out([("x", 0, 10**6, 16)]).segments
+    slots = np.ones((1, SLOT_FIELDS), np.int64)
+    slots[0, SLOT_CODEWORDS], slots[0, SLOT_SHARED] = n_codewords, shared
+    assert len(cut_runs([(0, segment, True)], slots, 132)) >= 132
 
 
 @pytest.mark.parametrize("n", [2**31 - 1, 2**31, 2**31 + 1, 2**33 + 5])

@@ -243,15 +243,18 @@ def _cluster(run: Pipeline, memory: int | str | None, chunk_rows: int | None) ->
                 chunk_rows=chunk_rows, reads_held=run.backend.reads_held,
             )  # fmt: skip
         except ParamError as err:
-            raise full or err from err
+            if full is None:
+                raise
+            raise full from err
         try:
             for planned in sets:
                 _log(planned)
-                run.cluster(planned)
                 done.append(planned)
+                run.cluster(planned)
         except DeviceMemoryError as err:
             budget //= 2
-            full = err
+            # without its frames, which hold the memory of the set that did not fit
+            full = err.with_traceback(None)
             logger.warning("%s; going on with sets of at most %s bytes", err, f"{budget:,}")
     return done
 

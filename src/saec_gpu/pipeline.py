@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from saec_gpu.artifact_writer import EncodedField
-from saec_gpu.backends.protocol import Backend
+from saec_gpu.backends.protocol import Assignment, Backend
 from saec_gpu.checkpoint import Checkpoint, codes_path
 from saec_gpu.clustering.budget import kept_whole
 from saec_gpu.clustering.error import ErrorSums
@@ -23,7 +24,7 @@ from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
 from saec_gpu.data import Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
 from saec_gpu.packing import PlaneWriter
 from saec_gpu.sources import TableSource, WeightSource
-from saec_gpu.stream import FieldWork, ResidencySet, RowStream
+from saec_gpu.stream import FieldWork, Piece, ResidencySet, RowStream
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +223,7 @@ class Pipeline:
         total, done = stream.rows_of(final.keys()), 0
         writer: PlaneWriter | None = None
         with ExitStack() as stack:
-            for piece in stream.pieces(final.keys()):
+            for piece, found in self._assigned(stream, final.keys(), codebooks):
                 segment = piece.segment
                 name = segment.field
                 if writer is None:
@@ -235,7 +236,6 @@ class Pipeline:
                     )
                     errors = ErrorSums(statistics[name])
                     uses = np.zeros(len(final[name]), np.int64)
-                found = self.backend.assign(piece.rows, codebooks, distances=True)
                 writer.append(found.codes)
                 assert found.distances is not None
                 errors.add(found.distances, piece.weights)
@@ -246,6 +246,22 @@ class Pipeline:
                     stack.pop_all().close()
                     writer = None
                     self._finish(name, statistics[name], fits.get(name), final[name], errors, uses)
+
+    def _assigned(
+        self, stream: RowStream, fields: Collection[str], codebooks: Any
+    ) -> Iterator[tuple[Piece, Assignment]]:
+        """Yield pieces and what became of their rows; the backend is at work on later ones."""
+        # of the reads that a store holds one is in the making and one was just handed out
+        later = self.backend.reads_held - 2
+        waiting: deque[tuple[Piece, Callable[[], Assignment]]] = deque()
+        for piece in stream.pieces(fields):
+            begun = self.backend.assign_later(piece.rows, codebooks, distances=True)
+            waiting.append((piece, begun))
+            if len(waiting) > later:
+                first, finished = waiting.popleft()
+                yield first, finished()
+        for last, finished in waiting:
+            yield last, finished()
 
     def _finish(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -214,6 +214,13 @@ class CpuBackend:
         found = np.zeros(rows.layout.n_rows if distances else 0)
         self._run(rows, codebooks, codes, found, given=False, accumulate=False)
         return Assignment(codes, found if distances else None)
+
+    def assign_later(
+        self, rows: Chunk, codebooks: CpuCodebooks, *, distances: bool = False
+    ) -> Callable[[], Assignment]:
+        """Return what gives the codes: all is done already."""
+        found = self.assign(rows, codebooks, distances=distances)
+        return lambda: found
 
     def assign_accumulate(self, rows: Chunk, codebooks: CpuCodebooks) -> None:
         """Add rows to the partials of their nearest codewords."""

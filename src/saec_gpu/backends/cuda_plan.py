@@ -36,14 +36,19 @@ TILE = 16
 LOOPED_WARPS = 4
 TILE_STEP_WORDS = WARP * 4  # of one step of 16 rows, for each half
 WORD_BYTES = 4
-STATIC_SHARED = 17 * 1024  # at most, of any kernel: recheck lists 4096 rows
+CHUNK_BOUNDS = 4 * 2  # floats of a group
+# Shared memory that is not counted here, at most: assign_update keeps its run and field, recheck
+# lists 4096 rows.
+ASSIGN_STATIC = 1024
+RECHECK_STATIC = 17 * 1024
 
-# A block takes long runs, so that what it loads and flushes costs little beside its rows, and there
-# are enough of them that the last ones to finish leave few processors idle.
+# A block takes long runs, so that what it loads and adds up at its end costs little beside its
+# rows, and there are enough of them that the last ones to finish leave few processors idle. Set by
+# counting instructions; to be measured.
 RUNS_A_PROCESSOR = 8
 LEAST_RUN_ROWS = 2048
-ROWS_A_CODEWORD = 8
-MOST_RUN_ROWS = 1 << 20
+ROWS_A_CODEWORD = 8  # where sums are shared: to add them up takes as long as a row for each
+MOST_RUN_ROWS = 1 << 20  # a block numbers its rows with 32 bits
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,13 @@ def _fixed_bytes(one: DimClass) -> int:
 
 def _group_bytes(one: DimClass) -> int:
     """Return the bytes of shared memory that a group of codewords takes in a window."""
-    words = one.steps * STEP_WORDS + STEP_WORDS * one.folded + KEYS + 4 * 2
+    words = one.steps * STEP_WORDS + STEP_WORDS * one.folded + KEYS + CHUNK_BOUNDS
     return WORD_BYTES * words
 
 
 def window_groups(one: DimClass, shared_bytes: int) -> int:
     """Return the groups of a window: at most half of a block's shared memory, so that two fit."""
-    room = shared_bytes // 2 - STATIC_SHARED - _fixed_bytes(one)
+    room = shared_bytes // 2 - ASSIGN_STATIC - _fixed_bytes(one)
     return max(1, min(WINDOW_GROUPS, room // _group_bytes(one)))
 
 
@@ -122,7 +127,7 @@ def sums_are_shared(
     if one.looped or wide:
         return False
     groups = min(n_groups, window_groups(one, shared_bytes))
-    own = _fixed_bytes(one) + groups * _group_bytes(one) + STATIC_SHARED
+    own = _fixed_bytes(one) + groups * _group_bytes(one) + ASSIGN_STATIC
     return own + WORD_BYTES * sums_words(n_codewords, dim) <= shared_bytes
 
 
@@ -130,7 +135,7 @@ def sums_are_shared(
 class Launch:
     """How a kernel is launched: groups of a window, warps of a block, bytes of shared memory.
 
-    `warps` is 0 where not even one warp's rows fit.
+    `warps` is 0 where not even one warp's rows fit; the memory is then for LOOPED_WARPS without.
     """
 
     window: int
@@ -141,29 +146,31 @@ class Launch:
 def assign_launch(one: DimClass, slots: Int64, shared_bytes: int, *, accumulate: bool) -> Launch:
     """Return how assign_update runs over the fields of one class, given their rows of `slots`."""
     if one.looped:
-        return _tiled(slots, shared_bytes, halves=1)
-    window = min(int(slots[:, SLOT_GROUPS].max()), window_groups(one, shared_bytes))
+        return _tiled(slots, shared_bytes - ASSIGN_STATIC, halves=1)
     sums = 0
     if accumulate:
         shared = slots[slots[:, SLOT_SHARED] != 0]
         sums = max(
             (sums_words(int(s[SLOT_CODEWORDS]), int(s[SLOT_DIM])) for s in shared), default=0
         )
-    held = _fixed_bytes(one) + window * _group_bytes(one) + WORD_BYTES * sums
-    return Launch(window, ASSIGN_WARPS, held)
+    fixed = _fixed_bytes(one) + WORD_BYTES * sums
+    # the largest sums of any field fit beside a window of its own, so there is room for a group
+    room = (shared_bytes - ASSIGN_STATIC - fixed) // _group_bytes(one)
+    window = min(int(slots[:, SLOT_GROUPS].max()), window_groups(one, shared_bytes), room)
+    return Launch(window, ASSIGN_WARPS, fixed + window * _group_bytes(one))
 
 
 def recheck_launch(slots: Int64, shared_bytes: int) -> Launch:
     """Return how recheck runs over fields, with finer products where their rows fit."""
-    return _tiled(slots, shared_bytes, halves=2)
+    return _tiled(slots, shared_bytes - RECHECK_STATIC, halves=2)
 
 
-def _tiled(slots: Int64, shared_bytes: int, halves: int) -> Launch:
-    """Return a launch whose warps hold a tile of rows each."""
+def _tiled(slots: Int64, room: int, halves: int) -> Launch:
+    """Return a launch whose warps hold codes of 16 rows and, where there is room, these rows."""
     steps = int(slots[:, SLOT_STEPS].max())
-    warp = WORD_BYTES * (TILE + halves * steps * TILE_STEP_WORDS)
-    warps = min(LOOPED_WARPS, (shared_bytes - STATIC_SHARED) // warp)
-    return Launch(0, warps, warps * warp)
+    codes, tile = WORD_BYTES * TILE, WORD_BYTES * halves * steps * TILE_STEP_WORDS
+    warps = min(LOOPED_WARPS, room // (codes + tile))
+    return Launch(0, warps, warps * (codes + tile) if warps else LOOPED_WARPS * codes)
 
 
 def cut_runs(segments: Iterable[tuple[int, Segment, bool]], slots: Int64, processors: int) -> Int64:
@@ -178,7 +185,11 @@ def cut_runs(segments: Iterable[tuple[int, Segment, bool]], slots: Int64, proces
     share = total / (processors * RUNS_A_PROCESSOR)
     runs: list[tuple[int, list[int]]] = []
     for slot, segment, weighted in work:
-        least = max(LEAST_RUN_ROWS, ROWS_A_CODEWORD * int(slots[slot, SLOT_CODEWORDS]))
+        least = LEAST_RUN_ROWS
+        if slots[slot, SLOT_SHARED]:
+            # but rather more to add up than idle processors
+            fair = -(-segment.n_rows // processors)
+            least = max(least, min(ROWS_A_CODEWORD * int(slots[slot, SLOT_CODEWORDS]), fair))
         step = min(MOST_RUN_ROWS, max(least, int(share / costs[slot])))
         for first in range(0, segment.n_rows, step):
             n_rows = min(step, segment.n_rows - first)
@@ -191,6 +202,10 @@ def cut_runs(segments: Iterable[tuple[int, Segment, bool]], slots: Int64, proces
 
 
 def _row_cost(slot: Int64) -> int:
-    """Return what a row takes, in arbitrary units: pairs on the ALU or products, and its sums."""
+    """Return what a row takes, in lane cycles of an H100, about.
+
+    A pair takes 1.5 on 64 lanes of ALU, or 16 columns of a product; a value of the sums some eight
+    operations.
+    """
     pairs = int(slot[SLOT_GROUPS]) * GROUP
     return pairs * max(4, int(slot[SLOT_STEPS])) + 8 * int(slot[SLOT_DIM])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 
 from saec_gpu.backends.checks import check_codes, check_columns, check_threads, check_weights
 from saec_gpu.backends.cuda_plan import (
+    CHUNK_BOUNDS,
     GROUP,
     KEYS,
+    LOOPED_WARPS,
     MAGNITUDE,
     SLOT_CODE,
     SLOT_CODEWORDS,
     SLOT_DIM,
     SLOT_FIELDS,
+    SLOT_GROUP,
     SLOT_GROUPS,
+    SLOT_STEPS,
     SLOT_WIDE,
     SLOT_WORD,
     STEP_WORDS,
@@ -31,11 +35,11 @@ from saec_gpu.backends.cuda_plan import (
     steps_of,
     sums_are_shared,
 )
-from saec_gpu.backends.device import Device, DeviceArray, Event
+from saec_gpu.backends.device import Device, DeviceArray, Event, Stream
 from saec_gpu.backends.filter_frame import filter_frame, repeated_codewords
 from saec_gpu.backends.host_store import placed
 from saec_gpu.backends.protocol import Assignment
-from saec_gpu.data import Chunk, Codebook, Float64, Int64, Partial, carry
+from saec_gpu.data import Chunk, Codebook, Float32, Float64, Int64, Partial, carry
 from saec_gpu.layout import Layout, Segment
 
 SHARE_OF_MEMORY = 0.8  # of what is free on the device now; the rest is for its other users
@@ -100,16 +104,16 @@ class CudaStore:
     """
 
     def __init__(
-        self, device: Device, resident: Layout, *, read_rows: int, read_values: int, weighted: bool,
-        slots: int,
+        self, device: Device, stream: Stream, resident: Layout, *, read_rows: int,
+        read_values: int, weighted: bool, slots: int,
     ) -> None:  # fmt: skip
         self._device = device
-        self._stream = device.stream()
+        self._stream = stream
         self._layout = resident
         self._places = {segment.field: segment for segment in resident.segments}
         self._values = device.empty(resident.n_values, np.float32)
         self._weights = device.empty(resident.n_rows, np.float64) if weighted else None
-        self._host_weights = np.ones(resident.n_rows) if weighted else None
+        self._host_weights = np.empty(resident.n_rows) if weighted else None
         self._slots = [
             _Slot(
                 device.pinned(read_values, np.float32),
@@ -192,16 +196,21 @@ class CudaBackend:
     """
 
     name = "cupy"
-    reads_held = 4  # being read, being copied, in use, and one to spare
+    # one being read, one just handed out, and two whose codes are on their way back
+    reads_held = 4
 
     def __init__(self, device: Device, threads: int | None = None) -> None:
         check_threads(threads)
         self.threads = 1
         self.device = device
         self._stream = device.stream()
+        self._copies = device.stream()
+        self._back = device.stream()
         self._codes: DeviceArray | None = None
-        # memory that work which was only given may still use
-        self._lent: list[DeviceArray] = []
+        # Memory that work which was only given may still use: a device gives memory out again as
+        # soon as nobody holds it, to whatever stream. `_begun` are assignments not waited for.
+        self._lent: list[Any] = []
+        self._begun: dict[int, list[Any]] = {}
 
     def memory_budget(self) -> int:
         """Return most of the memory that is free on the device now, in bytes."""
@@ -211,8 +220,9 @@ class CudaBackend:
         self, resident: Layout, *, read_rows: int, read_values: int, weighted: bool
     ) -> CudaStore:
         """Return a store on the device in which the rows of a layout may stay, empty."""
+        self._settle()
         return CudaStore(
-            self.device, resident, read_rows=read_rows, read_values=read_values,
+            self.device, self._copies, resident, read_rows=read_rows, read_values=read_values,
             weighted=weighted, slots=self.reads_held,
         )  # fmt: skip
 
@@ -224,7 +234,9 @@ class CudaBackend:
 
     def load_codebooks(self, codebooks: Mapping[str, Codebook]) -> CudaCodebooks:
         """Return the codebooks, packed for the kernels on the device."""
-        slots, orders = self._lay_out(tuple(codebooks.values()))
+        frames = [filter_frame(codebook, MAGNITUDE) for codebook in codebooks.values()]
+        orders = [_order(c, *f) for c, f in zip(codebooks.values(), frames, strict=True)]
+        slots = self._lay_out(tuple(codebooks.values()), orders)
         slot_of = {name: number for number, name in enumerate(codebooks)}
         n_slots = len(slots)
         n_words = sum(c.codewords.size for c in codebooks.values())
@@ -235,7 +247,7 @@ class CudaBackend:
         column = 0
         for number, codebook in enumerate(codebooks.values()):
             place = slice(column, column + codebook.codewords.shape[1])
-            scales[number], centres[place] = filter_frame(codebook, MAGNITUDE)
+            scales[number], centres[place] = frames[number]
             if codebook.fixed_point is not None:
                 column_scales[place] = np.ldexp(1.0, codebook.fixed_point.column_shifts)
                 weight_scales[number] = np.ldexp(1.0, codebook.fixed_point.weight_shift)
@@ -243,12 +255,12 @@ class CudaBackend:
         words = np.concatenate(
             [np.zeros(0, np.float32), *(c.codewords.reshape(-1) for c in codebooks.values())]
         )
-        groups = np.array(
-            [(slot, group) for slot in range(n_slots) for group in range(slots[slot, SLOT_GROUPS])],
-            np.int64,
-        ).reshape(-1, 2)
-        n_groups = len(groups)
-        n_fragments = int((slots[:, SLOT_GROUPS] * [steps_of(d) for d in slots[:, SLOT_DIM]]).sum())
+        own_groups = slots[:, SLOT_GROUPS]
+        n_groups = int(own_groups.sum())
+        slot_of_group = np.repeat(np.arange(n_slots), own_groups)
+        within = np.arange(n_groups) - slots[slot_of_group, SLOT_GROUP]
+        groups = np.stack([slot_of_group, within], axis=1)
+        n_fragments = int((own_groups * slots[:, SLOT_STEPS]).sum())
         packed: Arrays = {
             "slots": self._uploaded(slots.reshape(-1)),
             "scales": self._uploaded(scales),
@@ -256,8 +268,8 @@ class CudaBackend:
             "fragments": self.device.empty(n_fragments * STEP_WORDS, np.uint32),
             "fragments_low": self.device.empty(n_fragments * STEP_WORDS, np.uint32),
             "keys": self.device.empty(n_groups * KEYS, np.float32),
-            "bounds": self.device.empty(n_groups * 8, np.float32),
-            "bounds_low": self.device.empty(n_groups * 8, np.float32),
+            "bounds": self.device.empty(n_groups * CHUNK_BOUNDS, np.float32),
+            "bounds_low": self.device.empty(n_groups * CHUNK_BOUNDS, np.float32),
             "order": self._uploaded(np.concatenate([np.zeros(0, np.int32), *orders])),
             "column_scales": self._uploaded(column_scales),
             "weight_scales": self._uploaded(weight_scales),
@@ -276,15 +288,16 @@ class CudaBackend:
             slot_of, tuple(codebooks.values()), slots, packed, sums, self._uploaded(words)
         )
         if n_groups:
-            taken = ("slots", "scales", "centres", "order", "fragments", "fragments_low", "keys")
+            taken = (
+                "slots", "scales", "centres", "order", "fragments", "fragments_low", "keys",
+                "bounds", "bounds_low",
+            )  # fmt: skip
             self.device.launch(
                 "pack_codebook",
                 n_groups,
                 4 * WARP,
                 {
                     **{name: packed[name] for name in taken},
-                    "bounds": packed["bounds"],
-                    "bounds_low": packed["bounds_low"],
                     "groups": self._uploaded(groups.reshape(-1)),
                     "words": loaded.words,
                 },
@@ -297,12 +310,33 @@ class CudaBackend:
         self, rows: CudaRows, codebooks: CudaCodebooks, *, distances: bool = False
     ) -> Assignment:
         """Return the nearest codeword of each row, and its distance when asked."""
+        return self.assign_later(rows, codebooks, distances=distances)()
+
+    def assign_later(
+        self, rows: CudaRows, codebooks: CudaCodebooks, *, distances: bool = False
+    ) -> Callable[[], Assignment]:
+        """Begin what `assign` does; return what waits for it.
+
+        Codes go back on a stream of their own, beside the work on the next rows.
+        """
         n_rows = rows.layout.n_rows
         codes = self._cleared(n_rows, np.uint32)
         found = self._cleared(n_rows, np.float64) if distances else None
         self._run(rows, codebooks, codes, found, find=True, accumulate=False)
-        downloaded = self._downloaded(codes)
-        return Assignment(downloaded, None if found is None else self._downloaded(found))
+        self.device.wait(self._back, self.device.record(self._stream))
+        own_codes = self._returned(codes)
+        own_distances = None if found is None else self._returned(found)
+        done = self.device.record(self._back)
+        number = max(self._begun, default=0) + 1
+        self._begun[number] = [*self._lent, own_codes, own_distances]
+        self._lent.clear()
+
+        def finished() -> Assignment:
+            self.device.synchronize(done)
+            self._begun.pop(number, None)
+            return Assignment(own_codes, own_distances)
+
+        return finished
 
     def assign_accumulate(self, rows: CudaRows, codebooks: CudaCodebooks) -> None:
         """Add rows to the partials of their nearest codewords."""
@@ -329,11 +363,15 @@ class CudaBackend:
 
     def partials(self, codebooks: CudaCodebooks) -> dict[str, Partial]:
         """Return all that was accumulated since the codebooks were loaded."""
-        self._carry(codebooks)
         host = {
             name: None if array is None else self._downloaded(array)
             for name, array in codebooks.sums.items()
+            if name not in ("rechecked", "exact")
         }
+        for name in ("sums", "weight_sums"):
+            high, low = host[name], host[f"{name}_low"]
+            if high is not None and low is not None:
+                host[name], host[f"{name}_low"] = carry(high, low)
         return {
             name: _partial(codebooks, number, host)
             for name, number in codebooks.slot_of.items()
@@ -352,14 +390,14 @@ class CudaBackend:
         counted = self._downloaded(codebooks.sums[counter])
         return {name: int(counted[number]) for name, number in codebooks.slot_of.items()}
 
-    def _lay_out(self, codebooks: tuple[Codebook, ...]) -> tuple[Int64, list[NDArray[np.int32]]]:
-        """Return the table of slots, and each field's codewords by place."""
+    def _lay_out(
+        self, codebooks: tuple[Codebook, ...], orders: Sequence[NDArray[np.int32]]
+    ) -> Int64:
+        """Return the table of slots."""
         slots = np.zeros((len(codebooks), SLOT_FIELDS), np.int64)
-        orders = []
         word = code = column = group = fragment = 0
-        for slot, codebook in zip(slots, codebooks, strict=True):
+        for slot, codebook, order in zip(slots, codebooks, orders, strict=True):
             n_codewords, dim = codebook.codewords.shape
-            order = _order(codebook)
             n_groups, steps = len(order) // GROUP, steps_of(dim)
             wide = codebook.fixed_point is not None and codebook.fixed_point.wide
             shared = sums_are_shared(
@@ -373,8 +411,7 @@ class CudaBackend:
             column += dim
             group += n_groups
             fragment += n_groups * steps * STEP_WORDS
-            orders.append(order)
-        return slots, orders
+        return slots
 
     def _run(
         self,
@@ -412,7 +449,7 @@ class CudaBackend:
                 bounds = common["bounds_low" if one.folded else "bounds"]
                 self._launch(
                     f"assign_update_{one.name}_{rows.kind}", len(runs),
-                    max(planned.warps, 1) * WARP, planned.shared_bytes,
+                    (planned.warps or LOOPED_WARPS) * WARP, planned.shared_bytes,
                     {**common, "bounds": bounds, "find": int(find), "accumulate": int(accumulate),
                      "window": planned.window},
                     left_out=("bounds_low", "words", "distances", "rechecked", "exact"),
@@ -421,7 +458,8 @@ class CudaBackend:
                 continue
             finer = recheck_launch(slots, limit)
             self._launch(
-                f"recheck_{rows.kind}", len(runs), max(finer.warps, 1) * WARP, finer.shared_bytes,
+                f"recheck_{rows.kind}", len(runs), (finer.warps or LOOPED_WARPS) * WARP,
+                finer.shared_bytes,
                 {**common, "bounds": common["bounds_low"], "accumulate": int(accumulate),
                  "everything": int(not filtered), "products": int(finer.warps > 0)},
                 left_out=("bounds_low",),
@@ -476,7 +514,8 @@ class CudaBackend:
 
     def _uploaded(self, source: NDArray[Any]) -> DeviceArray:
         target = self._lending(self.device.empty(source.size, source.dtype))
-        self.device.upload(source.reshape(-1), target, self._stream)
+        host = self._lending(np.ascontiguousarray(source).reshape(-1))
+        self.device.upload(host, target, self._stream)
         return target
 
     def _cleared(self, size: int, dtype: Any = np.int64) -> DeviceArray:
@@ -490,9 +529,23 @@ class CudaBackend:
             self._codes = self._lending(self.device.empty(n_rows, np.uint32))
         return self._codes[:n_rows]
 
-    def _lending(self, array: DeviceArray) -> DeviceArray:
+    def _lending(self, array: Any) -> Any:
         self._lent.append(array)
         return array
+
+    def _settle(self) -> None:
+        """Wait for everything that was given to the device; hold nothing of it any more."""
+        for stream in (self._copies, self._stream, self._back):
+            self.device.synchronize(stream)
+        self._lent.clear()
+        self._begun.clear()
+        self._codes = None
+
+    def _returned(self, source: DeviceArray) -> NDArray[Any]:
+        """Return pinned memory that is filled when the stream back comes to it."""
+        target = self.device.pinned(source.size, source.dtype)
+        self.device.download(source, target, self._back)
+        return target
 
     def _downloaded(self, source: DeviceArray) -> NDArray[Any]:
         target = np.empty(source.size, source.dtype)
@@ -502,14 +555,13 @@ class CudaBackend:
         return target
 
 
-def _order(codebook: Codebook) -> NDArray[np.int32]:
+def _order(codebook: Codebook, scale: np.float32, centre: Float32) -> NDArray[np.int32]:
     """Return the codeword at each place, −1 for none: by norm, repeated ones left out.
 
     Chunks of codewords share a bound, which is tight where their norms are alike.
     """
     codewords = codebook.codewords
-    scale, centre = filter_frame(codebook, 0)
-    centred = codewords.astype(np.float64) * scale - centre
+    centred = codewords.astype(np.float64) * np.float64(scale) - centre
     norms = np.einsum("kj,kj->k", centred, centred)
     by_norm = np.argsort(norms, kind="stable").astype(np.int32)
     if len(np.unique(norms)) < len(norms):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ class CupyDevice:
     def pinned(self, size: int, dtype: Any) -> NDArray[Any]:
         """Return host memory from which copies run beside other work."""
         n_bytes = size * np.dtype(dtype).itemsize
-        with self._device:
+        with self._translated(f"pin {n_bytes} bytes of the host's memory for"):
             memory = self._cupy.cuda.alloc_pinned_memory(max(1, n_bytes))
         return np.frombuffer(memory, dtype, size)
 
@@ -146,40 +147,35 @@ class CupyDevice:
     def clear(self, array: DeviceArray, stream: Stream) -> None:
         """Fill with zero bytes."""
         if array.size:
-            with self._device:
+            with self._translated("clear memory of"):
                 array.data.memset_async(0, array.nbytes, stream)
 
     def upload(self, source: NDArray[Any], target: DeviceArray, stream: Stream) -> None:
         """Copy to the device."""
         if source.size:
-            with self._device:
-                target.data.copy_from_host_async(
-                    np.ascontiguousarray(source).ctypes.data, source.nbytes, stream
-                )
+            with self._translated("copy to"):
+                target.data.copy_from_host_async(source.ctypes.data, source.nbytes, stream)
 
     def download(self, source: DeviceArray, target: NDArray[Any], stream: Stream) -> None:
         """Copy from the device."""
         if source.size:
-            with self._device:
+            with self._translated("copy from"):
                 source.data.copy_to_host_async(target.ctypes.data, target.nbytes, stream)
 
     def record(self, stream: Stream) -> Event:
         """Return the present end of the stream's work."""
-        with self._device:
+        with self._translated("mark the work of"):
             return stream.record()
 
     def wait(self, stream: Stream, event: Event) -> None:
         """Let the stream's later work wait for the event."""
-        with self._device:
+        with self._translated("order the work of"):
             stream.wait_event(event)
 
     def synchronize(self, work: Stream | Event) -> None:
         """Wait here until a stream's work is done, or all that came before an event."""
-        with self._device:
-            try:
-                work.synchronize()
-            except self._cupy.cuda.runtime.CUDARuntimeError as err:
-                raise DeviceError(f"work on {self.limits.name} failed: {err}") from err
+        with self._translated("do the work given to"):
+            work.synchronize()
 
     def launch(
         self,
@@ -193,16 +189,27 @@ class CupyDevice:
     ) -> None:
         """Run a kernel of `kernels/` by its name."""
         packed = self._kernels[kernel].packed(arguments, lambda array: int(array.data.ptr))
-        with self._device, stream:
+        what = (
+            f"run {kernel} on {grid} blocks of {block} threads with {shared_bytes} bytes of shared "
+            "memory each on"
+        )
+        with self._translated(what), stream:
             function = self.compiled(kernel)
             function.max_dynamic_shared_size_bytes = shared_bytes
-            try:
-                function((grid,), (block,), (packed,), shared_mem=shared_bytes)
-            except self._cupy.cuda.driver.CUDADriverError as err:
-                raise DeviceError(
-                    f"{self.limits.name} refuses to run {kernel} on {grid} blocks of {block} "
-                    f"threads with {shared_bytes} bytes of shared memory each: {err}"
-                ) from err
+            function((grid,), (block,), (packed,), shared_mem=shared_bytes)
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Make this device the present one, and its errors ours: CuPy's name no device.
+
+        An error may be that of work given long before.
+        """
+        cuda = self._cupy.cuda
+        try:
+            with self._device:
+                yield
+        except (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError) as err:
+            raise DeviceError(f"cannot {what} {self.limits.name}: {err}") from err
 
     def compiled(self, kernel: str) -> Any:
         """Return a kernel as CuPy's function, compiled now unless it was ahead of time or before.

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from saec_gpu.errors import LayoutError
+from saec_gpu.errors import BackendUnavailableError, LayoutError
 
 # What a parameter may be, and the dtypes of arrays that fit a pointer to it. Sums of 64 bits are
 # added by atomics that know only unsigned ones; float16 and bfloat16 travel as their bits.
@@ -141,7 +141,7 @@ def sources_folder() -> Path:
     for folder in (package.parents[1] / "kernels", package / "kernels"):
         if (folder / "assign_update.cu").is_file():
             return folder
-    raise FileNotFoundError(
+    raise BackendUnavailableError(
         f"no CUDA sources beside {package}; the installation is incomplete: install saec_gpu again"
     )
 

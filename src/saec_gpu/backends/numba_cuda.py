@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -234,6 +234,13 @@ class NumbaBackend:
                 if found is not None:
                     found[segment.rows] = 0.0
         return Assignment(codes, found)
+
+    def assign_later(
+        self, rows: NumbaRows, codebooks: NumbaCodebooks, *, distances: bool = False
+    ) -> Callable[[], Assignment]:
+        """Return what gives the codes: all is done already."""
+        found = self.assign(rows, codebooks, distances=distances)
+        return lambda: found
 
     def assign_accumulate(self, rows: NumbaRows, codebooks: NumbaCodebooks) -> None:
         """Add rows to the partials of their nearest codewords. Their codes stay on the device."""

@@ -6,7 +6,7 @@ first, because a device keeps its own copies; for the CPU backend that copies no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -112,6 +112,14 @@ class Backend(Protocol):
 
     def assign(self, rows: Any, codebooks: Any, *, distances: bool = False) -> Assignment:
         """Return the nearest codeword of each row, and its distance when asked."""
+
+    def assign_later(
+        self, rows: Any, codebooks: Any, *, distances: bool = False
+    ) -> Callable[[], Assignment]:
+        """Begin what `assign` does; return what waits for it, to be called once.
+
+        Rows that do not stay must be kept until then.
+        """
 
     def assign_accumulate(self, rows: Any, codebooks: Any) -> None:
         """Add rows to the partials of their nearest codewords: one reading of the rows."""
