@@ -999,18 +999,33 @@ def test_events_are_waited_for_without_what_comes_after(seed: int) -> None:
     assert np.all(after == 0)
 
 
-def test_memory_outlives_the_work_on_it() -> None:
+def test_memory_given_back_too_early_shows() -> None:
+    # as an allocator does that gives it out again at once, whatever the stream
     device = open_device()
-    stream = device.stream()
+    stream, other = device.stream(), device.stream()
     second = device.empty(64, np.float32)
     first = device.empty(64, np.float32)
     device.upload(VALUES, first, stream)
     copy(device, first, second, stream)
     del first
     gc.collect()
-    assert device.free_bytes() == LIMITS.memory_bytes - 512
-    assert np.array_equal(read(device, second, stream), VALUES)
     assert device.free_bytes() == LIMITS.memory_bytes - 256
+    another = device.empty(64, np.float32)
+    assert np.isnan(read(device, another, other)).all()
+    assert np.array_equal(read(device, second, stream), VALUES)
+    assert np.array_equal(read(device, another, other), VALUES)  # overwritten by the work before
+
+
+def test_memory_is_given_back_by_its_last_view() -> None:
+    device = open_device()
+    memory = device.empty(64, np.float32)
+    part = memory[8:16]
+    del memory
+    gc.collect()
+    assert device.free_bytes() == LIMITS.memory_bytes - 256
+    del part
+    gc.collect()
+    assert device.free_bytes() == LIMITS.memory_bytes
 
 
 def test_failed_kernels_are_told_when_waited_for_and_for_ever() -> None:

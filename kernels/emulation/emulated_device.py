@@ -1,8 +1,8 @@
 """A device that is none: kernels run on the CPU, copies and launches in an order that a seed draws.
 
 Whatever a real device leaves open until somebody waits is left open here too. A stream runs no
-further than it must when it is waited for, so that a missing event or a pinned buffer that is
-written to too early shows as wrong data.
+further than it must when it is waited for, so that a missing event, a pinned buffer that is written
+to too early, or memory that is given back before the work on it has run shows as wrong data.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -34,11 +34,16 @@ _MOST_THREADS = 1024
 _MOST_BLOCKS = 2**31 - 1
 
 
+class _Owner:
+    """Lives as long as somebody holds memory or a view of it; queued work does not count."""
+
+
 class EmulatedArray:
     """Memory of the device: the host can slice it, but read it only through a download."""
 
-    def __init__(self, content: NDArray[Any]) -> None:
+    def __init__(self, content: NDArray[Any], owner: _Owner) -> None:
         self._content = content
+        self._owner = owner
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -63,7 +68,7 @@ class EmulatedArray:
     def __getitem__(self, part: slice) -> EmulatedArray:
         if not isinstance(part, slice):
             raise TypeError(f"memory of a device is sliced, not indexed with {part!r}")
-        return EmulatedArray(self._content[part])
+        return EmulatedArray(self._content[part], self._owner)
 
     def __array__(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("memory of a device cannot be read by the host: download it")
@@ -132,6 +137,8 @@ class EmulatedDevice:
         # Reentrant: memory may be given back in the midst of anything, when it is collected.
         self._lock = threading.RLock()
         self._used_bytes = 0
+        # By size: given out again at once, also while work that was given before still uses it.
+        self._given_back: defaultdict[int, list[NDArray[np.uint8]]] = defaultdict(list)
         self._pinned: dict[int, int] = {}
         self._streams: list[EmulatedStream] = []
         self._failure: DeviceError | None = None
@@ -155,11 +162,13 @@ class EmulatedDevice:
                     f"{n_bytes} bytes were asked for and {self.free_bytes()} of "
                     f"{self.limits.memory_bytes} are free"
                 )
-            content = np.full(n_bytes, 0xFF, np.uint8)
+            given_back = self._given_back[n_bytes]
+            content = given_back.pop() if given_back else np.empty(n_bytes, np.uint8)
+            content.fill(0xFF)
             self._used_bytes += n_bytes
-            # Views keep what they look into alive, so that it is given back after the last of them.
-            weakref.finalize(content, self._give_back, n_bytes)
-        return EmulatedArray(content.view(dtype))
+            owner = _Owner()
+            weakref.finalize(owner, self._give_back, content)
+        return EmulatedArray(content.view(dtype), owner)
 
     def pinned(self, size: int, dtype: Any) -> NDArray[Any]:
         """Return host memory filled with 0xFF from which copies run beside other work."""
@@ -179,19 +188,22 @@ class EmulatedDevice:
 
     def clear(self, array: EmulatedArray, stream: EmulatedStream) -> None:
         """Fill with zero bytes."""
-        self._give(stream, lambda: array._content.fill(0))
+        content = array._content
+        self._give(stream, lambda: content.fill(0))
 
     def upload(self, source: NDArray[Any], target: EmulatedArray, stream: EmulatedStream) -> None:
         """Copy to the device; what a pinned source holds when the stream comes to it."""
         _check_copy(source, target)
         # Memory that is not pinned is copied before the call returns, as CUDA does.
         read = source if self._is_pinned(source) else source.copy()
-        self._give(stream, lambda: np.copyto(target._content, read))
+        content = target._content
+        self._give(stream, lambda: np.copyto(content, read))
 
     def download(self, source: EmulatedArray, target: NDArray[Any], stream: EmulatedStream) -> None:
         """Copy from the device; a target that is not pinned is filled at once, as CUDA does."""
         _check_copy(target, source)
-        self._give(stream, lambda: np.copyto(target, source._content))
+        content = source._content
+        self._give(stream, lambda: np.copyto(target, content))
         if not self._is_pinned(target):
             self.synchronize(stream)
 
@@ -253,7 +265,6 @@ class EmulatedDevice:
                 f"block has at most {self.limits.shared_bytes}"
             )
         packed = self._kernels[kernel].packed(arguments, _address).tobytes()
-        held = [*arguments.values()]  # memory must outlive the work on it
 
         def run() -> None:
             self._library.launch(
@@ -265,7 +276,6 @@ class EmulatedDevice:
                 most_shared_bytes=self.limits.shared_bytes,
                 seed=self._seed,
             )
-            held.clear()
 
         self._give(stream, run)
 
@@ -307,9 +317,10 @@ class EmulatedDevice:
                 start <= address < start + n_bytes for start, n_bytes in self._pinned.items()
             )
 
-    def _give_back(self, n_bytes: int) -> None:
+    def _give_back(self, content: NDArray[np.uint8]) -> None:
         with self._lock:
-            self._used_bytes -= n_bytes
+            self._used_bytes -= content.nbytes
+            self._given_back[content.nbytes].append(content)
 
 
 def _check_copy(host: NDArray[Any], device: EmulatedArray) -> None:
