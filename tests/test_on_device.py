@@ -493,6 +493,7 @@ def test_contestants_agree_on_every_field(emulator: machine.Machine, ragged: Any
     theirs = contestants.Torch(emulator, ragged, 3)
     found = [one.codewords(one.run()) for one in (ours, theirs)]
     for mine, other in zip(*found, strict=True):
+        # the other adds up in float32, in an order of its own: the promise is not its
         np.testing.assert_allclose(mine, other, rtol=2e-5, atol=2e-5)
     moved = zip(found[0], ragged.fields, strict=True)
     assert any(not np.array_equal(words, field.initial) for words, field in moved)

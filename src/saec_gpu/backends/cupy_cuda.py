@@ -38,6 +38,7 @@ from saec_gpu.backends.cuda_plan import (
 from saec_gpu.backends.device import Device, DeviceArray, Event, Stream
 from saec_gpu.backends.filter_frame import filter_frame, repeated_codewords
 from saec_gpu.backends.host_store import placed
+from saec_gpu.backends.kernel_sources import kernel_sources
 from saec_gpu.backends.protocol import Assignment
 from saec_gpu.data import Chunk, Codebook, Float32, Float64, Int64, Partial, carry
 from saec_gpu.layout import Layout, Segment
@@ -288,22 +289,10 @@ class CudaBackend:
             slot_of, tuple(codebooks.values()), slots, packed, sums, self._uploaded(words)
         )
         if n_groups:
-            taken = (
-                "slots", "scales", "centres", "order", "fragments", "fragments_low", "keys",
-                "bounds", "bounds_low",
+            self._launch(
+                "pack_codebook", n_groups, 4 * WARP, 0,
+                {**packed, "groups": self._uploaded(groups.reshape(-1)), "words": loaded.words},
             )  # fmt: skip
-            self.device.launch(
-                "pack_codebook",
-                n_groups,
-                4 * WARP,
-                {
-                    **{name: packed[name] for name in taken},
-                    "groups": self._uploaded(groups.reshape(-1)),
-                    "words": loaded.words,
-                },
-                shared_bytes=0,
-                stream=self._stream,
-            )
         return loaded
 
     def assign(
@@ -452,7 +441,6 @@ class CudaBackend:
                     (planned.warps or LOOPED_WARPS) * WARP, planned.shared_bytes,
                     {**common, "bounds": bounds, "find": int(find), "accumulate": int(accumulate),
                      "window": planned.window},
-                    left_out=("bounds_low", "words", "distances", "rechecked", "exact"),
                 )  # fmt: skip
             if not find:
                 continue
@@ -462,21 +450,16 @@ class CudaBackend:
                 finer.shared_bytes,
                 {**common, "bounds": common["bounds_low"], "accumulate": int(accumulate),
                  "everything": int(not filtered), "products": int(finer.warps > 0)},
-                left_out=("bounds_low",),
             )  # fmt: skip
         if rows.slot is not None:
             rows.slot.used = self.device.record(self._stream)
 
     def _launch(
-        self,
-        kernel: str,
-        grid: int,
-        block: int,
-        shared_bytes: int,
-        arguments: Mapping[str, Any],
-        left_out: tuple[str, ...],
+        self, kernel: str, grid: int, block: int, shared_bytes: int, arguments: Mapping[str, Any]
     ) -> None:
-        taken = {name: one for name, one in arguments.items() if name not in left_out}
+        """Run a kernel on those of the arguments that it takes."""
+        wanted = [parameter.name for parameter in kernel_sources()[kernel].parameters]
+        taken = {name: arguments[name] for name in wanted if name in arguments}
         self.device.launch(
             kernel, grid, block, taken, shared_bytes=shared_bytes, stream=self._stream
         )
