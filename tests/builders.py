@@ -247,7 +247,7 @@ def cluster(
         assert one.stopped is not None
         codewords, iterations, stopped = one.ordered(), one.iterations, one.stopped
     codebooks = engine.load_codebooks({field: Codebook(codewords)})
-    errors, codes = ErrorSums(statistics), [np.zeros(0, np.uint32)]
+    errors, codes = ErrorSums(), [np.zeros(0, np.uint32)]
     for chunk in chunks([field]):
         found = engine.assign(engine.load_rows(chunk), codebooks, distances=True)
         assert found.distances is not None

@@ -351,31 +351,10 @@ def fit(
     return Fit(codewords, codes, iterations, stopped, counts, without_rows)
 
 
-def error_exponent(minimum: Sequence[float], maximum: Sequence[float]) -> int:
-    """H: D, so that no distance inside the range of the data exceeds 2**D."""
-    p = Fraction(0)
-    for low, high in zip(minimum, maximum, strict=True):
-        if high > low:
-            p += Fraction(4) ** (math.frexp(high - low)[1] + 1)
-    return least_power(p) if p > 0 else 0
-
-
-def errors(
-    rows: Any, weights: Any, codewords: Any, codes: Sequence[int]
-) -> tuple[int, float, int, float]:
-    """H: `sse` and `weighted_sse`, each as its exact integer and as float64."""
+def errors(rows: Any, weights: Any, codewords: Any, codes: Sequence[int]) -> tuple[float, float]:
+    """H: `sse` and `weighted_sse`: the float64 nearest to the exact sum of the float64 terms."""
     table, words = as_rows(rows), as_rows(codewords).tolist()
     dists = [dist(x, words[int(codes[i])]) for i, x in enumerate(table.tolist())]
-    result: list[tuple[int, float]] = []
-    for w in ([1.0] * len(dists), field_weights(weights, len(dists))):
-        if not dists:
-            result.append((0, 0.0))
-            continue
-        found = statistics(table, w, 0)
-        b = fixed_point(found.exponents, found.minimum, found.maximum).b
-        scale = 94 - b - error_exponent(found.minimum, found.maximum)
-        exact = 0
-        for w_i, d in zip(w, dists, strict=True):
-            exact += rint_scaled(w_i * d, scale)
-        result.append((exact, math.ldexp(float(exact), -scale)))
-    return (*result[0], *result[1])
+    w = field_weights(weights, len(dists))
+    terms = [w_i * d for w_i, d in zip(w, dists, strict=True)]
+    return float(sum(map(Fraction, dists))), float(sum(map(Fraction, terms)))

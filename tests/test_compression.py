@@ -95,7 +95,7 @@ def test_every_field_is_the_oracles(
         expected = reference.fit(rows, own, 20, seed=3, field=name)
         assert np.array_equal(field.codebook.view(np.uint32), expected.codewords.view(np.uint32))
         assert field.codes.tolist() == expected.codes
-        _, sse, _, weighted_sse = reference.errors(rows, own, expected.codewords, expected.codes)
+        sse, weighted_sse = reference.errors(rows, own, expected.codewords, expected.codes)
         assert field.record["sse"] == sse
         assert field.record["weighted_sse"] == (weighted_sse if weighted else None)
         assert field.record["iterations"] == expected.iterations

@@ -172,7 +172,7 @@ def test_the_error_does_not_rise(rng: np.random.Generator, kind: str, weights: s
         loaded = backend.load_codebooks({"x": Codebook(one.codewords)})
         distances = backend.assign(chunk, loaded, distances=True).distances
         assert distances is not None
-        sums = ErrorSums(statistics)
+        sums = ErrorSums()
         sums.add(distances, own)
         errors.append(sums.weighted_sse)
         partials, _ = fit_pass(backend, [chunk], {"x": one})
@@ -212,11 +212,11 @@ def test_codes_are_those_of_the_stored_codewords(rng: np.random.Generator) -> No
     found = cluster(rows, None, 9, max_iter=2)
     backend = open_backend("cpu", threads=1)
     loaded = backend.load_codebooks({"x": Codebook(found.codewords)})
-    statistics, errors = statistics_of(rows, None, 9), []
+    errors = []
     again = backend.assign(chunk_of("x", rows), loaded, distances=True)
     assert again.codes.tolist() == found.codes.tolist()
     assert again.distances is not None
-    sums = ErrorSums(statistics)
+    sums = ErrorSums()
     for i in range(len(rows)):
         alone = backend.assign(chunk_of("x", rows[i : i + 1]), loaded, distances=True)
         assert alone.codes.tolist() == [found.codes[i]]
@@ -297,10 +297,9 @@ def exact_rows(rng: np.random.Generator, n: int) -> tuple[Float32, Float64]:
 def test_the_error_of_a_million_rows_is_that_of_fsum(rng: np.random.Generator) -> None:
     # RELIABILITY 8: each term is exact, so the total is rounded once, as math.fsum does it
     rows, squares = exact_rows(rng, 1_000_000)
-    statistics = statistics_of(rows, None, 1)
     backend = open_backend("cpu", threads=2)
     loaded = backend.load_codebooks({"x": Codebook(column(0))})
-    sums = ErrorSums(statistics)
+    sums = ErrorSums()
     for first in range(0, len(rows), 300_001):
         chunk = chunk_of("x", rows[first : first + 300_001])
         distances = backend.assign(chunk, loaded, distances=True).distances

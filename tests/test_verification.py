@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,11 +192,11 @@ def test_other_rows(artifact: saec.Artifact, tables: Arrays, change: Callable[[A
     assert found_of(found, "item").sse != found_of(found, "item").stored_sse
 
 
-def test_rows_out_of_all_proportion_have_an_infinite_error(tmp_path: Path) -> None:
+def test_rows_far_outside_their_former_range(tmp_path: Path) -> None:
     rows = np.random.default_rng(1).standard_normal((300, 3)).astype(np.float32)
     artifact = saec.compress({"x": rows}, codewords=4, out=tmp_path / "a.saec")
     (found,) = artifact.verify({"x": rows + np.float32(1e6)}).fields
-    assert found.sse == math.inf
+    assert found.sse > 1e14
     assert not found.ok
 
 
@@ -362,11 +361,10 @@ def test_wrong_parameters(artifact: saec.Artifact, tables: Arrays, options: dict
         artifact.verify(tables, **options)
 
 
-def test_progress_counts_every_row_twice(artifact: saec.Artifact, tables: Arrays) -> None:
+def test_progress_counts_every_row_once(artifact: saec.Artifact, tables: Arrays) -> None:
     reports: list[saec.Progress] = []
     artifact.verify(tables, chunk_rows=100, progress=reports.append)
-    for stage in ("statistics", "codes"):
-        done = [one.done for one in reports if one.stage == stage]
-        assert done == sorted(done)
-        assert done[-1] == 9 + 1025 + 700
+    done = [one.done for one in reports]
+    assert done == sorted(done)
+    assert done[-1] == 9 + 1025 + 700
     assert {one.total for one in reports} == {9 + 1025 + 700}

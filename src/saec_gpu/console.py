@@ -30,7 +30,7 @@ STAGES = {
     "codes": "encoding",
     "write": "writing",
 }
-VERIFY_STAGES = {"statistics": "reading", "codes": "checking"}
+VERIFY_STAGES = {"codes": "checking"}
 
 
 @cache

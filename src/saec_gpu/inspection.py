@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from saec_gpu.clustering.budget import encoded_bytes
-from saec_gpu.clustering.statistics import GREATEST_WEIGHT, LEAST_WEIGHT
-from saec_gpu.errors import ParamError, WeightError
+from saec_gpu.clustering.statistics import check_weights
+from saec_gpu.errors import ParamError
 from saec_gpu.sources import TableField, TableSource, WeightSource
 from saec_gpu.stream import READS_HELD, FieldWork, ResidencySet, plan_sets
 
@@ -148,12 +148,7 @@ def summarise(weights: WeightSource, name: str) -> WeightSummary:
     for start in range(0, len(values), READ_ROWS):
         part = values[start : start + READ_ROWS]
         weights.read(name, start, part)
-        bad = np.flatnonzero(~((part == 0) | (part >= LEAST_WEIGHT) & (part <= GREATEST_WEIGHT)))
-        if len(bad):
-            raise WeightError(
-                f'row {start + bad[0]} of field "{name}" has weight {float(part[bad[0]])!r}; a '
-                "weight is 0 or a finite number from 2^-400 to 2^400"
-            )
+        check_weights(name, start, part)
     if not len(values):
         return WeightSummary(0.0, 0.0, 0, 0)
     values.sort()

@@ -234,11 +234,11 @@ class Pipeline:
                             len(final[name]),
                         )
                     )
-                    errors = ErrorSums(statistics[name])
+                    errors = ErrorSums()
                     uses = np.zeros(len(final[name]), np.int64)
                 writer.append(found.codes)
                 assert found.distances is not None
-                errors.add(found.distances, piece.weights)
+                errors.add(found.distances, piece.weights if statistics[name].weighted else None)
                 uses += np.bincount(found.codes, minlength=len(uses))
                 done += segment.n_rows
                 self.progress(Progress("codes", done, total))
@@ -274,7 +274,7 @@ class Pipeline:
     ) -> None:
         record = self._record(name, statistics, fitted)
         record["sse"] = errors.sse
-        record["weighted_sse"] = errors.weighted_sse if statistics.weighted else None
+        record["weighted_sse"] = errors.weighted_sse if errors.weighted else None
         record["unused_codewords"] = [int(code) for code in np.flatnonzero(uses == 0)]
         record["most_rows_of_a_codeword"] = int(uses.max())
         self.codebooks[name] = codebook

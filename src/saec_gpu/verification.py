@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +12,13 @@ from numpy.typing import NDArray
 from saec_gpu.artifact import Artifact, CompressedField
 from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
-from saec_gpu.clustering.error import ErrorSums, distance_bits
-from saec_gpu.clustering.statistics import StatisticsBuilder
+from saec_gpu.clustering.error import ErrorSums
+from saec_gpu.clustering.statistics import check_rows, check_weights
 from saec_gpu.compression import parse_bytes
-from saec_gpu.data import Codebook, Progress, ProgressFunction, Statistics
+from saec_gpu.data import Codebook, Progress, ProgressFunction
 from saec_gpu.errors import ArtifactError, ParamError, SourceError
 from saec_gpu.sources import TableSource, open_tables, open_weights
 from saec_gpu.stream import FieldWork, RowStream, plan_sets
-
-Stage = Literal["statistics", "codes"]
-Report = Callable[[Stage, int], None]
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,7 @@ class FieldVerification:
         Rows whose stored code is not that of their nearest codeword. Of a field kept whole: rows
         that differ in any bit.
     sse, stored_sse : float
-        Σ squared distance, computed now and in the manifest; infinite where it is out of all
-        proportion to the spread of the rows, so that these cannot be the rows.
+        Σ squared distance, computed now and in the manifest.
     weighted_sse, stored_weighted_sse : float or None
         Σ weight × squared distance. None: not checked; stored as a field without weights.
     """
@@ -125,7 +120,7 @@ def verify(
 
     Notes
     -----
-    Reads the rows once where they fit the memory, else twice.
+    Reads every row once; of a field kept whole, twice.
 
     Examples
     --------
@@ -151,12 +146,13 @@ def verify(
         if field.n_rows:
             works.append(FieldWork(name, field.n_rows, field.dim, weighted, codewords))
     total = sum(work.n_rows for work in works)
-    seen = {"statistics": 0, "codes": 0}
+    done = 0
 
-    def report(stage: Stage, rows: int) -> None:
-        seen[stage] += rows
+    def report(rows: int) -> None:
+        nonlocal done
+        done += rows
         if progress is not None:
-            progress(Progress(stage, seen[stage], total))
+            progress(Progress("codes", done, total))
 
     found: dict[str, FieldVerification] = {}
     for planned in plan_sets(
@@ -164,19 +160,15 @@ def verify(
         reads_held=engine.reads_held,
     ):  # fmt: skip
         stream = RowStream(source, weight_source, planned, engine, by_piece=True)
-        statistics = {work.name: _statistics(work, stream, report) for work in planned.fields}
-        for name, one in statistics.items():
-            stored = artifact[name].record
-            wrong, sse, weighted_sse = _check_rows(
-                artifact[name], one, source, stream, engine, report
-            )
+        for work in planned.fields:
+            one = artifact[work.name]
+            wrong, errors = _check_field(one, work, source, stream, engine, report)
+            stored = one.record["weighted_sse"]
             # Weights may be given for other fields only: then this one must have had none, too.
-            checked = weight_source is not None and (
-                one.weighted or stored["weighted_sse"] is not None
-            )
-            found[name] = FieldVerification(
-                name, wrong, sse, stored["sse"],
-                weighted_sse if checked else None, stored["weighted_sse"],
+            checked = weight_source is not None and (errors.weighted or stored is not None)
+            found[work.name] = FieldVerification(
+                work.name, wrong, errors.sse, one.record["sse"],
+                errors.weighted_sse if checked else None, stored,
             )  # fmt: skip
     return Verification(
         tuple(
@@ -206,58 +198,45 @@ def _tables_of(artifact: Artifact, source: TableSource) -> TableSource:
     return source if len(source.fields) == len(artifact) else source.select(artifact.names)
 
 
-def _statistics(work: FieldWork, stream: RowStream, report: Report) -> Statistics:
-    builder = StatisticsBuilder(work.name, work.n_rows, work.dim, 1, 0, weighted=work.weighted)
-    for piece in stream.pieces([work.name]):
-        segment, chunk = piece.segment, piece.chunk
-        assert chunk is not None  # nothing was read before
-        builder.add(segment.start, chunk.rows(segment), piece.weights if work.weighted else None)
-        report("statistics", segment.n_rows)
-    return builder.statistics()
-
-
-def _check_rows(
+def _check_field(
     one: CompressedField,
-    statistics: Statistics,
+    work: FieldWork,
     source: TableSource,
     stream: RowStream,
     engine: Backend,
-    report: Report,
-) -> tuple[int, float, float]:
-    """Return how many rows of a field are stored wrong, and the errors of all, weighted last."""
-    wrong = 0
-    if one.encoding == "identity":
-        for piece in stream.pieces([one.name]):
-            segment = piece.segment
-            rows = slice(segment.start, segment.start + segment.n_rows)
-            # In the table's own dtype: float64 rows may differ and be one row in float32.
-            given = source.read_stored(one.name, rows.start, rows.stop)
-            differ = _bytes_of_rows(given) != _bytes_of_rows(one._stored[rows])
-            wrong += int(differ.any(axis=1).sum())
-            report("codes", segment.n_rows)
-        return wrong, 0.0, 0.0
-    if not np.isfinite(one.codebook).all():
+    report: Callable[[int], None],
+) -> tuple[int, ErrorSums]:
+    """Return how many rows of a field are stored wrong, and the errors of all."""
+    whole = one.encoding == "identity"
+    if not whole and not np.isfinite(one.codebook).all():
         raise ArtifactError(
             f'the codebook of field "{one.name}" holds a value that is not finite; it was altered: '
             "copy the artifact again or make it anew"
         )
-    codebooks = engine.load_codebooks({one.name: Codebook(one.codebook)})
-    errors = ErrorSums(statistics)
-    reach = math.ldexp(1.0, distance_bits(statistics))
-    within_reach = True
+    codebooks = None if whole else engine.load_codebooks({one.name: Codebook(one.codebook)})
+    wrong = 0
+    errors = ErrorSums()
     for piece in stream.pieces([one.name]):
         segment = piece.segment
-        found = engine.assign(piece.rows, codebooks, distances=True)
-        assert found.distances is not None
-        within_reach = within_reach and bool((found.distances < reach).all())
-        if within_reach:  # the sums of others would overflow
-            errors.add(found.distances, piece.weights)
-        stored = one.codes_between(segment.start, segment.start + segment.n_rows)
-        wrong += int((found.codes != stored).sum())
-        report("codes", segment.n_rows)
-    if not within_reach:
-        return wrong, math.inf, math.inf
-    return wrong, errors.sse, errors.weighted_sse
+        rows = slice(segment.start, segment.start + segment.n_rows)
+        assert piece.chunk is not None  # each row is read once
+        check_rows(one.name, segment.start, piece.chunk.rows(segment))
+        if work.weighted and piece.weights is not None:
+            check_weights(one.name, segment.start, piece.weights)
+        distances = np.zeros(segment.n_rows)
+        if codebooks is None:
+            # In the table's own dtype: float64 rows may differ and be one row in float32.
+            given = source.read_stored(one.name, rows.start, rows.stop)
+            differ = _bytes_of_rows(given) != _bytes_of_rows(one._stored[rows])
+            wrong += int(differ.any(axis=1).sum())
+        else:
+            assigned = engine.assign(piece.rows, codebooks, distances=True)
+            assert assigned.distances is not None
+            distances = assigned.distances
+            wrong += int((assigned.codes != one.codes_between(rows.start, rows.stop)).sum())
+        errors.add(distances, piece.weights if work.weighted else None)
+        report(segment.n_rows)
+    return wrong, errors
 
 
 def _bytes_of_rows(rows: NDArray[Any]) -> NDArray[np.uint8]:

@@ -36,6 +36,19 @@ def column_ranges(
 
 
 @compiled
+def first_not_finite(rows: Any) -> int:
+    """Return the first row of float32 (n, dim) that holds NaN or infinity, or −1."""
+    n_rows, dim = rows.shape
+    for i in range(n_rows):
+        finite = np.float32(0.0)
+        for j in range(dim):
+            finite += rows[i, j] * np.float32(0.0)  # NaN for NaN and for infinity, else 0
+        if finite != np.float32(0.0):
+            return i
+    return -1
+
+
+@compiled
 def collect_distinct(
     rows: Any,  # IN  float32 (n, dim)
     bits: Any,  # IN  uint32 (n, dim): bits of the rows, −0.0 written as 0.0
@@ -108,6 +121,21 @@ def worst_served(weights: Any, least: Any) -> int:
         if badness > worst:
             worst, row = badness, i
     return row
+
+
+@compiled
+def add_by_exponent(
+    bits: Any,  # IN    int64 (n): bits of float64 numbers, finite and at least 0
+    limbs: Any,  # INOUT int64 (2048, 2): for each exponent the sum of significands, high and low
+) -> None:
+    """Add the significands of numbers to the sums of their exponents, 32 bits a limb."""
+    for i in range(len(bits)):
+        exponent = bits[i] >> 52
+        significand = bits[i] & 0xFFFFFFFFFFFFF
+        if exponent > 0:
+            significand |= 1 << 52
+        limbs[exponent, 0] += significand >> 32
+        limbs[exponent, 1] += significand & 0xFFFFFFFF
 
 
 @compiled

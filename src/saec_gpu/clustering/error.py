@@ -1,69 +1,68 @@
-"""The error of a compressed field, summed as integers (DEFINITIONS H)."""
+"""The error of a compressed field: exact sums, rounded once (DEFINITIONS H)."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-
 import numpy as np
 
-from saec_gpu.clustering.statistics import WIDE_BITS, total_bits, unit_exponents
-from saec_gpu.data import LIMB_BITS, Float64, Statistics
+from saec_gpu.clustering.compiled_loops import add_by_exponent
+from saec_gpu.data import LIMB_BITS, Float64
+
+_EXPONENTS = 2048  # of a float64
+_LEAST_BIT = 1074  # 2⁻¹⁰⁷⁴ is the least float64, and every one is a multiple of it
+
+
+class ExactSum:
+    """The exact sum of float64 numbers that come in any order, rounded once, to nearest even."""
+
+    def __init__(self) -> None:
+        self._total = 0  # in units of the least float64
+
+    def add(self, values: Float64) -> None:
+        """Add numbers, float64 (n,), each finite and at least 0; fewer than 2³¹ at once."""
+        limbs = np.zeros((_EXPONENTS, 2), np.int64)
+        add_by_exponent(np.ascontiguousarray(values).view(np.int64), limbs)
+        for exponent in np.flatnonzero(limbs.any(axis=1)).tolist():
+            high, low = limbs[exponent].tolist()
+            self._total += ((high << LIMB_BITS) + low) << max(exponent - 1, 0)
+
+    @property
+    def value(self) -> float:
+        """Return the float64 nearest to the sum.
+
+        >>> total = ExactSum()
+        >>> total.add(np.array([1e300, 1.0, 1e-300]))
+        >>> total.value
+        1e+300
+        """
+        return self._total / (1 << _LEAST_BIT)
 
 
 class ErrorSums:
-    """Sums of squared distances, unweighted and weighted, over rows that come in any order.
+    """Sums of squared distances over rows that come in any order.
 
     Attributes
     ----------
-    sse, weighted_sse : float
-        Σ dist and Σ w·dist of the rows added, float64 of an exact integer.
+    weighted : bool
+        Whether a row had a weight above zero.
     """
 
-    def __init__(self, statistics: Statistics) -> None:
-        reach = distance_bits(statistics)
-        self._shift = WIDE_BITS - total_bits(unit_exponents(statistics.n_rows)) - reach
-        self._weighted_shift = WIDE_BITS - total_bits(statistics.exponents) - reach
-        self._weighted = statistics.weighted
-        self._total = 0
-        self._weighted_total = 0
+    def __init__(self) -> None:
+        self._plain, self._weighted = ExactSum(), ExactSum()
+        self.weighted = False
 
     def add(self, distances: Float64, weights: Float64 | None) -> None:
-        """Add rows' float64 distances; weights are looked at only if the field is weighted."""
-        self._total += _whole_sum(distances, self._shift)
-        if self._weighted and weights is not None:
-            self._weighted_total += _whole_sum(weights * distances, self._weighted_shift)
+        """Add rows' float64 distances (n,), and their weights."""
+        self._plain.add(distances)
+        if weights is not None:
+            self._weighted.add(weights * distances)
+            self.weighted = self.weighted or bool(weights.any())
 
     @property
     def sse(self) -> float:
         """Return Σ dist."""
-        return math.ldexp(float(self._total), -self._shift)
+        return self._plain.value
 
     @property
     def weighted_sse(self) -> float:
-        """Return Σ w·dist; `sse` for a field without weights."""
-        if not self._weighted:
-            return self.sse
-        return math.ldexp(float(self._weighted_total), -self._weighted_shift)
-
-
-def distance_bits(statistics: Statistics) -> int:
-    """Return D, the least integer with 2^D ≥ Σ_j 4^(r_j + 1), which no distance reaches; exact."""
-    ranges = statistics.maximum.astype(np.float64) - statistics.minimum.astype(np.float64)
-    return _least_power([2 * (int(e) + 1) for e in np.frexp(ranges[ranges > 0])[1]])
-
-
-def _least_power(exponents: Iterable[int]) -> int:
-    """Return the least D with 2^D ≥ Σ 2^e, 0 for no e at all."""
-    exponents = list(exponents)
-    if not exponents:
-        return 0
-    return total_bits({e: exponents.count(e) for e in set(exponents)})
-
-
-def _whole_sum(values: Float64, shift: int) -> int:
-    """Return Σ rint(v·2^shift) exactly."""
-    terms = np.rint(np.ldexp(values, shift))
-    high = np.floor(np.ldexp(terms, -LIMB_BITS))
-    low = terms - np.ldexp(high, LIMB_BITS)
-    return (int(high.astype(np.int64).sum()) << LIMB_BITS) + int(low.astype(np.int64).sum())
+        """Return Σ f64(w·dist); `sse` where no row has a weight."""
+        return (self._weighted if self.weighted else self._plain).value

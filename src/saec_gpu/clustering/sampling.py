@@ -39,10 +39,20 @@ class Sampler:
     sums", J. ACM 54(6), 2007, doi 10.1145/1314690.1314696): q = w / uniform; the m rows of greatest
     q, each weighing max(w, τ) with τ the next q, estimate every subset's weight without bias. Each
     row's draw depends on its number alone, so neither order nor size of chunks matters.
+
+    Parameters
+    ----------
+    size : int
+        m, the most rows that are kept.
+    dim : int
+        Columns of the rows; 0 where only their numbers are wanted.
+    seed : int
+    field : str
+        Its name keys the draws.
     """
 
-    def __init__(self, n_rows: int, dim: int, n_codewords: int, seed: int, field: str) -> None:
-        self._size = sample_size(n_rows, n_codewords)
+    def __init__(self, size: int, dim: int, seed: int, field: str) -> None:
+        self._size = size
         self._seed = seed
         self._field = field
         self._threshold = 0.0

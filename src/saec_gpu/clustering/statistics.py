@@ -9,8 +9,9 @@ import numpy as np
 from saec_gpu.clustering.compiled_loops import (
     collect_distinct,
     column_ranges,
+    first_not_finite,
 )
-from saec_gpu.clustering.sampling import Sampler
+from saec_gpu.clustering.sampling import Sampler, sample_size
 from saec_gpu.data import FixedPoint, Float32, Float64, Statistics
 from saec_gpu.errors import NonFiniteRowError, WeightError
 
@@ -76,9 +77,10 @@ class StatisticsBuilder:
         self._maximum: Float32 = np.full(dim, -np.inf, np.float32)
         self._exponents: Counter[int] = Counter()
         self._distinct = _Distinct(n_codewords, dim)
-        self._sampler = Sampler(n_rows, dim, n_codewords, seed, field)
+        size = sample_size(n_rows, n_codewords)
+        self._sampler = Sampler(size, dim, seed, field)
         # Weights that turn out to be all zero count as all one, which is known only at the end.
-        self._unweighted = Sampler(n_rows, dim, n_codewords, seed, field) if weighted else None
+        self._unweighted = Sampler(size, dim, seed, field) if weighted else None
 
     def add(self, start: int, rows: Float32, weights: Float64 | None) -> None:
         """Take rows `start` and following, float32 (n, dim), and their float64 weights if any.
@@ -92,10 +94,7 @@ class StatisticsBuilder:
         """
         bad = column_ranges(rows, self._minimum, self._maximum)
         if bad >= 0:
-            raise NonFiniteRowError(
-                f'row {start + bad} of field "{self._field}" holds a value that is not finite in '
-                "float32; every row must be finite: mend or drop that row"
-            )
+            raise not_finite(self._field, start + bad)
         if weights is not None:
             self._add_weights(start, weights)
         if weights is not None and self._unweighted is not None and not self._exponents:
@@ -106,15 +105,8 @@ class StatisticsBuilder:
         self._sampler.add(start, rows, weights)
 
     def _add_weights(self, start: int, weights: Float64) -> None:
-        allowed = (weights >= LEAST_WEIGHT) & (weights <= GREATEST_WEIGHT)
-        bad = np.flatnonzero(~(allowed | (weights == 0.0)))
-        if len(bad):
-            row = int(bad[0])
-            raise WeightError(
-                f'row {start + row} of field "{self._field}" has weight {float(weights[row])!r}; a '
-                "weight is 0 or a finite number from 2^-400 to 2^400"
-            )
-        exponents, counts = np.unique(np.frexp(weights[allowed])[1], return_counts=True)
+        check_weights(self._field, start, weights)
+        exponents, counts = np.unique(np.frexp(weights[weights > 0])[1], return_counts=True)
         self._exponents.update(dict(zip(exponents.tolist(), counts.tolist(), strict=True)))
 
     def statistics(self) -> Statistics:
@@ -134,6 +126,33 @@ class StatisticsBuilder:
             self._distinct.rows(),
             sampler.sample(),
         )
+
+
+def check_weights(field: str, start: int, weights: Float64) -> None:
+    """Raise WeightError unless weights, float64 (n,), of the rows from `start` on are allowed."""
+    allowed = (weights == 0.0) | ((weights >= LEAST_WEIGHT) & (weights <= GREATEST_WEIGHT))
+    bad = np.flatnonzero(~allowed)
+    if len(bad):
+        row = int(bad[0])
+        raise WeightError(
+            f'row {start + row} of field "{field}" has weight {float(weights[row])!r}; a '
+            "weight is 0 or a finite number from 2^-400 to 2^400"
+        )
+
+
+def check_rows(field: str, start: int, rows: Float32) -> None:
+    """Raise NonFiniteRowError unless rows, float32 (n, dim), from `start` on are finite."""
+    bad = first_not_finite(rows)
+    if bad >= 0:
+        raise not_finite(field, start + bad)
+
+
+def not_finite(field: str, row: int) -> NonFiniteRowError:
+    """Return the error of a row that is not finite."""
+    return NonFiniteRowError(
+        f'row {row} of field "{field}" holds a value that is not finite in '
+        "float32; every row must be finite: mend or drop that row"
+    )
 
 
 def unit_exponents(n_rows: int) -> dict[int, int]:

@@ -1,0 +1,217 @@
+"""Distortion curves: what a field's codewords, in number and in dtype, cost and spare.
+
+A curve is measured on a coreset of the field, clustered as a table of its own with few passes. A
+field of no more rows than the coreset is measured whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from saec_gpu.backends.protocol import Backend
+from saec_gpu.clustering.error import ExactSum
+from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
+from saec_gpu.clustering.seeding import seed_codewords
+from saec_gpu.clustering.selection import Selection
+from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
+from saec_gpu.codewords import codebook_bytes, store
+from saec_gpu.data import Chunk, Codebook, Float32, Int64
+from saec_gpu.errors import ParamError
+from saec_gpu.layout import lay_out
+from saec_gpu.packing import packed_size
+from saec_gpu.sources import TableField
+
+CORESET_ROWS = 1 << 16
+# Of a larger coreset's rows 16 a codeword are left at least: fewer flatter their own codewords.
+MOST_MEASURED = CORESET_ROWS // 16
+PASSES = 6  # a curve needs no more: what later passes gain is much alike for all numbers
+TOLERANCE = 1e-3
+GROUP_BYTES = 1 << 30  # of rows that are measured together
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to compress a field.
+
+    Attributes
+    ----------
+    codewords : int
+    dtype : str
+        In which they are stored.
+    distortion : float
+        Σ w·dist over the field, estimated.
+    codebook_bytes, code_bytes : int
+        Counted bytes, the latter estimated.
+    """
+
+    codewords: int
+    dtype: str
+    distortion: float
+    codebook_bytes: int
+    code_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Return the counted bytes."""
+        return self.codebook_bytes + self.code_bytes
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the point as JSON-able values."""
+        return asdict(self)
+
+
+def grid(n_rows: int) -> list[int]:
+    """Return the numbers of codewords at which a field is measured: 1, 2, 3, 4, 6, 8, 12 and so on.
+
+    >>> grid(5), grid(1)
+    ([1, 2, 3, 4, 5], [1])
+    """
+    most = min(n_rows, MOST_MEASURED)
+    steps = {base << i for base in (2, 3) for i in range(most.bit_length())}
+    return sorted({1, most, *(step for step in steps if step < most)})
+
+
+def measure(
+    backend: Backend,
+    fields: Sequence[TableField],
+    select: Callable[[TableField], Selection],
+    *,
+    dtypes: Sequence[str],
+    seed: int,
+    progress: Callable[[int], None],
+) -> dict[str, tuple[Point, ...]]:
+    """Return the curve of each field.
+
+    Parameters
+    ----------
+    backend : Backend
+    fields : sequence of TableField
+        Each with rows.
+    select : function
+        Returns a field's coreset.
+    dtypes : sequence of str
+        In which codewords may be stored.
+    seed : int
+    progress : function
+        Called with the number of fields that were measured since the last call.
+    """
+    curves: dict[str, tuple[Point, ...]] = {}
+    for group in _groups(fields):
+        selections = {field.name: select(field) for field in group}
+        points: dict[str, list[Point]] = {field.name: [] for field in group}
+        measured = _Measured(backend, group, selections, seed)
+        for n_codewords in sorted({k for field in group for k in grid(field.n_rows)}):
+            asked = [field for field in group if n_codewords in grid(field.n_rows)]
+            words = measured.fitted([field.name for field in asked], n_codewords)
+            for dtype in dtypes:
+                stored = {name: _storable(one, dtype) for name, one in words.items()}
+                found = measured.errors({n: one for n, one in stored.items() if one is not None})
+                for name, (distortion, counts) in found.items():
+                    points[name].append(_point(measured.tables[name], dtype, distortion, counts))
+        curves |= {name: tuple(found) for name, found in points.items()}
+        progress(len(group))
+    return curves
+
+
+def _groups(fields: Sequence[TableField]) -> Iterator[list[TableField]]:
+    """Yield fields whose coresets are in memory together."""
+    group: list[TableField] = []
+    held = 0
+    for field in fields:
+        size = min(field.n_rows, CORESET_ROWS) * (4 * field.dim + 32)
+        if group and held + size > GROUP_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(field)
+        held += size
+    if group:
+        yield group
+
+
+class _Measured:
+    """The coresets of some fields where the backend works on them, and their seeds."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        group: Sequence[TableField],
+        selections: Mapping[str, Selection],
+        seed: int,
+    ) -> None:
+        self._backend = backend
+        self._selections = selections
+        self.tables = {field.name: field for field in group}
+        layout = lay_out((f.name, 0, len(selections[f.name].index), f.dim) for f in group)
+        rows = np.concatenate([selections[f.name].rows.reshape(-1) for f in group])
+        weights = np.concatenate([selections[f.name].weights for f in group])
+        self._layout = layout
+        self._rows = backend.load_rows(Chunk(layout, rows, weights))
+        self._statistics = {}
+        self._seeds = {}
+        for field in group:
+            one = selections[field.name]
+            most = grid(field.n_rows)[-1]
+            builder = StatisticsBuilder(
+                field.name, len(one.index), field.dim, most, seed, weighted=True
+            )
+            builder.add(0, one.rows, one.weights)
+            self._statistics[field.name] = builder.statistics()
+            sample = self._statistics[field.name].sample
+            # the first ones are those that a smaller number would get
+            self._seeds[field.name] = seed_codewords(sample, most, seed, field.name)
+
+    def fitted(self, names: Iterable[str], n_codewords: int) -> dict[str, Float32]:
+        """Return the codewords of fields after a few passes."""
+        fits = {}
+        for name in names:
+            statistics = self._statistics[name]
+            fits[name] = FieldFit(
+                statistics, fixed_point(statistics), sample_variance(statistics.sample),
+                self._seeds[name][:n_codewords].copy(),
+            )  # fmt: skip
+        fit(
+            self._backend, lambda _: [self._rows], fits, tol=TOLERANCE, max_iter=PASSES,
+            after_pass=lambda _: None,
+        )  # fmt: skip
+        return {name: one.codewords for name, one in fits.items()}
+
+    def errors(self, codewords: Mapping[str, Float32]) -> dict[str, tuple[float, Int64]]:
+        """Return Σ w·dist of each field, and estimated rows of each codeword."""
+        codebooks = self._backend.load_codebooks(
+            {name: Codebook(words) for name, words in codewords.items()}
+        )
+        found = self._backend.assign(self._rows, codebooks, distances=True)
+        assert found.distances is not None
+        results = {}
+        for segment in self._layout.segments:
+            if segment.field not in codewords:
+                continue
+            one = self._selections[segment.field]
+            total = ExactSum()
+            total.add(one.weights * found.distances[segment.rows])
+            counts = np.bincount(
+                found.codes[segment.rows], one.multiplicity, len(codewords[segment.field])
+            )
+            n_rows = self.tables[segment.field].n_rows
+            whole = np.rint(counts * (n_rows / np.cumsum(counts)[-1])).astype(np.int64)
+            results[segment.field] = total.value, whole
+        return results
+
+
+def _storable(codewords: Float32, dtype: str) -> Float32 | None:
+    """Return codewords as a dtype holds them, None where it cannot."""
+    try:
+        return store(codewords, dtype, field="").decoded()
+    except ParamError:
+        return None
+
+
+def _point(field: TableField, dtype: str, distortion: float, counts: Int64) -> Point:
+    k = len(counts)
+    return Point(
+        k, dtype, distortion, codebook_bytes(k, field.dim, dtype), packed_size(field.n_rows, k)
+    )

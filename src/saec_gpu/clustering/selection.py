@@ -1,0 +1,118 @@
+"""Rows that stand for a field, chosen by weights and row numbers before any row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saec_gpu.clustering.compiled_loops import first_not_finite
+from saec_gpu.clustering.sampling import Sampler
+from saec_gpu.clustering.statistics import check_weights, not_finite
+from saec_gpu.data import Float32, Float64, Int64
+from saec_gpu.sources import TableField, TableSource, WeightSource
+
+BLOCK_ROWS = 1 << 20  # weights of one read
+RUN_VALUES = 1 << 22  # of rows read at once: 16 MiB
+GAP_VALUES = 1 << 10  # 4 KiB are read over as quickly as they are skipped
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Some rows of a field, with weights that make them stand for all.
+
+    Attributes
+    ----------
+    index : int64 (m,)
+        Row numbers, ascending.
+    rows : float32 (m, dim)
+    weights : float64 (m,)
+        With these, sums over the selection estimate weighted sums over the field.
+    multiplicity : float64 (m,)
+        How many rows each stands for: with these, they estimate sums over rows, unweighted.
+    """
+
+    index: Int64
+    rows: Float32
+    weights: Float64
+    multiplicity: Float64
+
+
+def coreset(
+    tables: TableSource, weights: WeightSource | None, field: TableField, size: int, seed: int
+) -> Selection:
+    """Return a priority sample (DEFINITIONS C) of `size` rows of a field, or all its rows.
+
+    Raises
+    ------
+    WeightError, NonFiniteRowError
+        A weight is not allowed, or a row that was chosen is not finite. Names field and row.
+
+    Notes
+    -----
+    Reads all weights, but of the rows only those that it returns. A sample has no row of weight 0,
+    unless all weights are zero, which counts as if none had been given.
+    """
+    sampler, unweighted = (Sampler(size, 0, seed, field.name) for _ in range(2))
+    weighted = False
+    for start, own in _weights(weights, field):
+        numbers = np.empty((len(own), 0), np.float32)
+        weighted = weighted or bool(own.any())
+        sampler.add(start, numbers, own)
+        if not weighted:
+            unweighted.add(start, numbers, None)
+    sample = (sampler if weighted else unweighted).sample()
+    index = np.arange(field.n_rows) if field.n_rows <= size else sample.index
+    own = _weights_of(weights, field, index) if weighted else np.ones(len(index))
+    standing = own if field.n_rows <= size else sample.weights
+    multiplicity = np.ones(len(index)) if field.n_rows <= size else standing / own
+    return Selection(index, _rows_of(tables, field, index), standing, multiplicity)
+
+
+def _weights(weights: WeightSource | None, field: TableField) -> Iterator[tuple[int, Float64]]:
+    """Yield (first row, weights) block by block, checked; ones for a field without."""
+    for start in range(0, field.n_rows, BLOCK_ROWS):
+        own = np.ones(min(BLOCK_ROWS, field.n_rows - start))
+        if weights is not None and field.name in weights.fields:
+            weights.read(field.name, start, own)
+            check_weights(field.name, start, own)
+        yield start, own
+
+
+def _weights_of(weights: WeightSource | None, field: TableField, index: Int64) -> Float64:
+    own = np.ones((len(index), 1))
+    if weights is not None and field.name in weights.fields:
+        gather(lambda start, out: weights.read(field.name, start, out[:, 0]), index, own)
+    return own[:, 0]
+
+
+def _rows_of(tables: TableSource, field: TableField, index: Int64) -> Float32:
+    rows = np.empty((len(index), field.dim), np.float32)
+    gather(lambda start, out: tables.read(field.name, start, out), index, rows)
+    bad = first_not_finite(rows)
+    if bad >= 0:
+        raise not_finite(field.name, int(index[bad]))
+    return rows
+
+
+def gather(read: Callable[[int, NDArray[Any]], None], index: Int64, out: NDArray[Any]) -> None:
+    """Fill `out`, (m, columns), with the rows of the numbers `index`, int64 (m,), ascending.
+
+    `read` fills a matrix with the rows from a number on. Rows that lie near each other are read
+    together with what is between them.
+    """
+    columns = out.shape[1]
+    apart = np.diff(index) * columns > GAP_VALUES
+    most = max(1, RUN_VALUES // columns)
+    first = 0
+    for stop in [*(np.flatnonzero(apart) + 1).tolist(), len(index)]:
+        while first < stop:
+            start = int(index[first])
+            last = int(np.searchsorted(index[first:stop], start + most)) + first
+            block = np.empty((int(index[last - 1]) + 1 - start, columns), out.dtype)
+            read(start, block)
+            out[first:last] = block[index[first:last] - start]
+            first = last
