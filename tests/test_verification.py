@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,11 +192,11 @@ def test_other_rows(artifact: saec.Artifact, tables: Arrays, change: Callable[[A
     assert found_of(found, "item").sse != found_of(found, "item").stored_sse
 
 
-def test_rows_out_of_all_proportion_have_an_infinite_error(tmp_path: Path) -> None:
+def test_rows_out_of_all_proportion(tmp_path: Path) -> None:
     rows = np.random.default_rng(1).standard_normal((300, 3)).astype(np.float32)
     artifact = saec.compress({"x": rows}, codewords=4, out=tmp_path / "a.saec")
     (found,) = artifact.verify({"x": rows + np.float32(1e6)}).fields
-    assert found.sse == math.inf
+    assert found.sse > 300 * 3 * 0.99e12
     assert not found.ok
 
 

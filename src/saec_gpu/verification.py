@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from saec_gpu.artifact import Artifact, CompressedField
 from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
-from saec_gpu.clustering.error import ErrorSums, distance_bits
+from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.statistics import StatisticsBuilder
 from saec_gpu.compression import parse_bytes
 from saec_gpu.data import Codebook, Progress, ProgressFunction, Statistics
@@ -36,8 +35,7 @@ class FieldVerification:
         Rows whose stored code is not that of their nearest codeword. Of a field kept whole: rows
         that differ in any bit.
     sse, stored_sse : float
-        Σ squared distance, computed now and in the manifest; infinite where it is out of all
-        proportion to the spread of the rows, so that these cannot be the rows.
+        Σ squared distance, computed now and in the manifest.
     weighted_sse, stored_weighted_sse : float or None
         Σ weight × squared distance. None: not checked; stored as a field without weights.
     """
@@ -242,21 +240,15 @@ def _check_rows(
             "copy the artifact again or make it anew"
         )
     codebooks = engine.load_codebooks({one.name: Codebook(one.codebook)})
-    errors = ErrorSums(statistics)
-    reach = math.ldexp(1.0, distance_bits(statistics))
-    within_reach = True
+    errors = ErrorSums(statistics, one.codebook)
     for piece in stream.pieces([one.name]):
         segment = piece.segment
         found = engine.assign(piece.rows, codebooks, distances=True)
         assert found.distances is not None
-        within_reach = within_reach and bool((found.distances < reach).all())
-        if within_reach:  # the sums of others would overflow
-            errors.add(found.distances, piece.weights)
+        errors.add(found.distances, piece.weights)
         stored = one.codes_between(segment.start, segment.start + segment.n_rows)
         wrong += int((found.codes != stored).sum())
         report("codes", segment.n_rows)
-    if not within_reach:
-        return wrong, math.inf, math.inf
     return wrong, errors.sse, errors.weighted_sse
 
 

@@ -8,11 +8,19 @@ from collections.abc import Iterable
 import numpy as np
 
 from saec_gpu.clustering.statistics import WIDE_BITS, total_bits, unit_exponents
-from saec_gpu.data import LIMB_BITS, Float64, Statistics
+from saec_gpu.data import LIMB_BITS, Float32, Float64, Statistics
 
 
 class ErrorSums:
     """Sums of squared distances, unweighted and weighted, over rows that come in any order.
+
+    Parameters
+    ----------
+    statistics : Statistics
+        Of all rows that will be added.
+    codewords : float32 (k, dim), optional
+        To which the distances are, where they may lie outside the range of the rows: those stored
+        in fewer bits do.
 
     Attributes
     ----------
@@ -20,8 +28,8 @@ class ErrorSums:
         Σ dist and Σ w·dist of the rows added, float64 of an exact integer.
     """
 
-    def __init__(self, statistics: Statistics) -> None:
-        reach = distance_bits(statistics)
+    def __init__(self, statistics: Statistics, codewords: Float32 | None = None) -> None:
+        reach = distance_bits(statistics, codewords)
         self._shift = WIDE_BITS - total_bits(unit_exponents(statistics.n_rows)) - reach
         self._weighted_shift = WIDE_BITS - total_bits(statistics.exponents) - reach
         self._weighted = statistics.weighted
@@ -47,9 +55,16 @@ class ErrorSums:
         return math.ldexp(float(self._weighted_total), -self._weighted_shift)
 
 
-def distance_bits(statistics: Statistics) -> int:
-    """Return D, the least integer with 2^D ≥ Σ_j 4^(r_j + 1), which no distance reaches; exact."""
-    ranges = statistics.maximum.astype(np.float64) - statistics.minimum.astype(np.float64)
+def distance_bits(statistics: Statistics, codewords: Float32 | None = None) -> int:
+    """Return D, the least integer with 2^D ≥ Σ_j 4^(r_j + 1), which no distance reaches; exact.
+
+    r_j is the frexp exponent of the range of column j, over the rows and the codewords.
+    """
+    minimum, maximum = statistics.minimum, statistics.maximum
+    if codewords is not None:
+        minimum = np.minimum(minimum, codewords.min(axis=0))
+        maximum = np.maximum(maximum, codewords.max(axis=0))
+    ranges = maximum.astype(np.float64) - minimum.astype(np.float64)
     return _least_power([2 * (int(e) + 1) for e in np.frexp(ranges[ranges > 0])[1]])
 
 
