@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -309,6 +310,36 @@ def shift(new: Any, old: Any) -> float:
     return total(dist(new_c, old_c) for new_c, old_c in pairs)
 
 
+def bfloat16_from_above(x: float) -> float:
+    """codewords.py: the least bfloat16 not below x > 0."""
+    unit = max(math.frexp(x)[1] - 8, -133)  # 8 significant bits; the least bfloat16 is 2**-133
+    return math.ldexp(float(math.ceil(math.ldexp(x, -unit))), unit)
+
+
+def int8_codeword(codeword: Sequence[float]) -> tuple[list[int], float]:
+    """codewords.py: q and scale of one codeword."""
+    greatest = max(abs(c_j) for c_j in codeword)
+    if greatest == 0:
+        return [0] * len(codeword), 0.0
+    scale = bfloat16_from_above(greatest / 127)
+    return [round(c_j / scale) for c_j in codeword], scale
+
+
+def as_stored(codewords: Any, dtype: str) -> Table:
+    """codewords.py: what stored codewords decode to; OverflowError beyond float16."""
+    table = as_rows(codewords)
+    decoded: list[list[float]] = []
+    for codeword in table.tolist():
+        if dtype == "int8":
+            q, scale = int8_codeword(codeword)
+            decoded.append([q_j * scale for q_j in q])  # exact: 7 bits times 8
+        elif dtype == "float16":
+            decoded.append([struct.unpack("<e", struct.pack("<e", c_j))[0] for c_j in codeword])
+        else:
+            decoded.append(codeword)
+    return np.array(decoded, np.float32).reshape(table.shape)
+
+
 def fit(
     rows: Any,
     weights: Any,
@@ -318,6 +349,7 @@ def fit(
     tol: float = 1e-4,
     max_iter: int = 25,
     initial: Any = None,
+    codewords_dtype: str = "float32",
 ) -> Fit:
     """B to G: what is stored for the field; `initial` codewords take the place of D."""
     if k < 1 or max_iter < 1:
@@ -326,10 +358,11 @@ def fit(
     w = field_weights(weights, len(table))
     found = statistics(table, w, k)
     if found.distinct is not None:
-        codewords = table[found.distinct]
+        codewords = as_stored(table[found.distinct], codewords_dtype)
         codes, _ = assign(table, codewords)
         counts = [codes.count(c) for c in range(len(codewords))]
-        return Fit(codewords, codes, 0, "distinct", counts, [])
+        without_rows = [c for c in range(len(codewords)) if c not in codes]
+        return Fit(codewords, codes, 0, "distinct", counts, without_rows)
     fixed = fixed_point(found.exponents, found.minimum, found.maximum)
     drawn = sample(table, w, k, seed, field)
     codewords = seeds(drawn, table, k, seed, field) if initial is None else as_rows(initial)
@@ -344,7 +377,7 @@ def fit(
         if shift(codewords, old) <= threshold:
             stopped = "shift"
     order = sorted(range(len(codewords)), key=lambda c: (-sums.counts[c], c))
-    codewords = codewords[order]
+    codewords = as_stored(codewords[order], codewords_dtype)
     codes, _ = assign(table, codewords)
     without_rows = [c for c in range(len(codewords)) if c not in codes]
     counts = [sums.counts[c] for c in order]

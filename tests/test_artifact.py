@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from saec_gpu import durable
 from saec_gpu.artifact import Artifact, load
 from saec_gpu.artifact_writer import EncodedField, check_out, write_artifact
+from saec_gpu.codewords import StoredCodewords, store
 from saec_gpu.errors import ArtifactError
 from saec_gpu.manifest import sealed
 from saec_gpu.packing import PlaneWriter
@@ -137,8 +139,8 @@ def test_hand_computed(out: Path, codes_at: Path) -> None:
     (entry,) = artifact.manifest["fields"]
     assert entry == {
         "number": 0, "name": "user", "rows": 5, "dim": 2, "dtype": "float32", "encoding": "planes",
-        "codewords": 3, "bits": 2, "planes": [2], "table_bytes": 40, "codebook_bytes": 24,
-        "code_bytes": 2,
+        "codewords": 3, "codewords_dtype": "float32", "bits": 2, "planes": [2], "table_bytes": 40,
+        "codebook_bytes": 24, "code_bytes": 2,
     }  # fmt: skip
 
 
@@ -225,6 +227,71 @@ def test_codebooks_are_safetensors(out: Path, codes_at: Path) -> None:
     own = out.parent / "own.safetensors"
     safetensors.numpy.save_file(typed, own)
     assert own.read_bytes() == (out / "codebooks.safetensors").read_bytes()
+
+
+def narrow_fields(folder: Path) -> tuple[list[EncodedField], dict[str, StoredCodewords]]:
+    """Return fields of every dtype of codewords, and their codebooks."""
+    stored = {
+        name: store(codebook(n, 3, start), dtype, field=name)
+        for name, n, start, dtype in (
+            ("a", 4, -5, "int8"), ("b", 9, 0, "float16"), ("c", 4, 1, "float32"),
+            ("d", 2, 9, "int8"),
+        )
+    }  # fmt: skip
+    fields = [
+        replace(planes(folder, name, one.decoded(), [1, 0, 1]), codebook=one.values,
+                scales=one.scales)
+        for name, one in stored.items()
+    ]  # fmt: skip
+    none = store(np.zeros((0, 3), np.float32), "int8", field="e")
+    stored["e"] = none
+    fields.append(EncodedField("e", 0, 3, "float32", "planes", none.values, scales=none.scales))
+    return fields, stored
+
+
+def test_codewords_of_every_dtype(out: Path, codes_at: Path) -> None:
+    fields, stored = narrow_fields(codes_at)
+    artifact = write(out, fields)
+    for name, one in stored.items():
+        field = artifact[name]
+        assert field.codewords_dtype == one.dtype
+        assert field.codebook.tobytes() == one.decoded().tobytes()
+        assert not field.codebook.flags.writeable
+        rows = [2, 1, 0] if field.n_rows else []
+        assert field.lookup(rows).tobytes() == one.decoded()[[1, 0, 1] if rows else []].tobytes()
+        assert field.lookup(rows).dtype == np.float32
+    # int8: three bytes and a scale of two a codeword; codes of three rows: one, two, one, one byte.
+    assert artifact.counted_bytes == (4 + 2) * 5 + 9 * 6 + 4 * 12 + (1 + 2 + 1 + 1)
+    assert sorted(artifact.manifest["files"]) == [
+        "codebooks.safetensors", *(f"codes/{number}.npy" for number in range(4)),
+        "scales.safetensors",
+    ]  # fmt: skip
+    artifact.check_files()
+    # Byte for byte what the format's own writer makes of them.
+    own = out.parent / "own.safetensors"
+    safetensors.numpy.save_file({name: one.values for name, one in stored.items()}, own)
+    assert own.read_bytes() == (out / "codebooks.safetensors").read_bytes()
+    scales = {name: one.scales for name, one in stored.items() if one.scales is not None}
+    safetensors.numpy.save_file(
+        {name: bits.view(ml_dtypes.bfloat16) for name, bits in scales.items()}, own
+    )
+    assert own.read_bytes() == (out / "scales.safetensors").read_bytes()
+
+
+def test_scales_are_missing_or_altered(tmp_path: Path, out: Path, codes_at: Path) -> None:
+    fields, _ = narrow_fields(codes_at)
+    artifact = write(out, fields)
+    path = out / "scales.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=r"scales\.safetensors.* was altered"):
+        artifact.check_files()
+    path.write_bytes(whole.replace(b'"d"', b'"x"'))
+    with pytest.raises(ArtifactError, match=r'\(2,\) bfloat16 of field "d", but holds none'):
+        load(out)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"scales\.safetensors"):
+        load(out)
 
 
 @st.composite
@@ -373,8 +440,12 @@ def wrong_fields(folder: Path) -> Iterator[tuple[str, list[EncodedField]]]:
     yield "encoding 'huffman'", but(encoding="huffman")
     yield "dtype 'int8'", but(dtype="int8")
     yield "dim 0", but(dim=0)
-    yield "must be float32", but(codebook=np.zeros((3, 2), np.float64))
+    yield "float32 or float16 or int8, not as 'float64'", but(codebook=np.zeros((3, 2)))
     yield "must be float32", but(codebook=np.zeros((3, 1), np.float32))
+    yield "int8 and no scales", but(codebook=np.zeros((3, 2), np.int8))
+    for scales in (np.zeros(2, np.uint16), np.zeros(3, np.int16)):
+        yield "need one uint16 each", but(codebook=np.zeros((3, 2), np.int8), scales=scales)
+    yield "others have none", but(scales=np.zeros(3, np.uint16))
     yield "planes need a file of codes", but(codes=None)
     yield "identity has none", but(encoding="identity", n_rows=3)
     yield "3 of its 4 rows", but(encoding="identity", codes=None)
@@ -495,6 +566,9 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "planes": lambda m: m["fields"][2].update(planes=[1, 8]),
     "bytes": lambda m: m["fields"][2].update(code_bytes=1),
     "encoding": lambda m: m["fields"][2].update(encoding=["planes"]),
+    "codewords dtype": lambda m: m["fields"][2].update(codewords_dtype="float16"),
+    "codewords dtype of the whole": lambda m: m["fields"][0].update(codewords_dtype="float32"),
+    "codewords dtype unknown": lambda m: m["fields"][2].update(codewords_dtype={}),
     "dtype": lambda m: m["fields"][2].update(dtype={}),
     "entry missing": lambda m: m["fields"][2].pop("planes"),
     "name missing": lambda m: m["fields"][2].pop("name"),
@@ -537,7 +611,7 @@ def test_codebooks_of_another_artifact(tmp_path: Path, codes_at: Path) -> None:
     other[1] = identity("brnad", other[1].codebook, "float16")
     write(tmp_path / "b.saec", other)
     shutil.copy(tmp_path / "b.saec" / "codebooks.safetensors", tmp_path / "a.saec")
-    with pytest.raises(ArtifactError, match=r'codebook \(2, 3\) float16 of field "brand".* none'):
+    with pytest.raises(ArtifactError, match=r'tensor \(2, 3\) float16 of field "brand".* none'):
         load(tmp_path / "a.saec")
 
 
@@ -632,10 +706,10 @@ def test_replaced_while_it_is_loaded(
                 inner.setattr(Artifact, step, real)
                 write(out, fields[1], overwrite=True)
 
-    def replaced(self: Artifact) -> Any:
+    def replaced(self: Artifact, *arguments: Any) -> Any:
         if before:
             replace()
-        result = real(self)
+        result = real(self, *arguments)
         if not before:
             replace()
         return result

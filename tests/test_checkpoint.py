@@ -150,6 +150,7 @@ def test_artifact_removed_after_the_end_is_written_again(folder: Path) -> None:
         ({"seed": 1}, "parameters"),
         ({"max_iter": 3}, "parameters"),
         ({"tol": 0.5}, "parameters"),
+        ({"codewords_dtype": "int8"}, "parameters"),
         ({"codewords": 21}, "codewords"),
         ({"weights": None}, "weights"),
     ],

@@ -192,7 +192,9 @@ def test_compress_inspect_verify_lookup(
     result = run("compress", model, "--weights", weights, "--codewords", 20, "--out", out)
     assert result.exit_code == 0
     assert result.stderr == "fields: 3, rows: 1,737: read once and kept in memory\n"
-    assert re.search(r"item\[0\] +1,025 +5 +20 +5 +\d+ +20.5 kB +1.04 kB +[\d,.]+\n", result.stdout)
+    assert re.search(
+        r"item\[0\] +1,025 +5 +20 +float32 +5 +\d+ +20.5 kB +1.04 kB +[\d,.]+\n", result.stdout
+    )
     assert " times smaller (" in result.stdout
     assert output("inspect", out).splitlines()[:5] == result.stdout.splitlines()[:5]
     assert "verified: 3 fields" in run("verify", out, model, "--weights", weights).stdout
@@ -236,11 +238,14 @@ def test_every_option_reaches_compress(
     result = run(
         "compress", model, "--weights", weights, "--codewords", 20, "--out", artifact,
         "--overwrite", "--memory", "400kB", "--threads", 1, "--backend", "cpu", "--seed", 5,
-        "--max-iter", 3, "--tol", 0, "--chunk-rows", 100, "--checkpoint", tmp_path / "work",
+        "--max-iter", 3, "--tol", 0, "--codewords-dtype", "int8", "--chunk-rows", 100,
+        "--checkpoint", tmp_path / "work",
     )  # fmt: skip
     assert result.exit_code == 0
     loaded = saec.load(artifact)
-    assert loaded.manifest["parameters"] == {"seed": 5, "max_iter": 3, "tol": 0.0}
+    assert loaded.manifest["parameters"] == {
+        "seed": 5, "max_iter": 3, "tol": 0.0, "codewords_dtype": "int8",
+    }  # fmt: skip
     assert loaded["user"].record["iterations"] == 3
     assert (loaded.run["threads"], loaded.run["memory"]) == (1, "400kB")
     assert loaded.run["chunk_rows"] == 100
@@ -268,6 +273,8 @@ def test_json_of_every_command(tmp_path: Path, model: Path, weights: Path) -> No
     assert made["fields"] == saec.load(out).manifest["fields"]
     assert made["run"]["backend"] == "cpu"
     assert document("inspect", out) == made
+    narrow = ("--codewords", 20, "--codewords-dtype", "int8")
+    assert document("inspect", model, *narrow)["bytes_after"] < told["bytes_after"]
     assert document("verify", out)["ok"] is True
     found = document("verify", out, model, "--weights", weights)
     assert (found["ok"], found["problems"]) == (True, [])
@@ -289,7 +296,7 @@ def test_json_of_an_artifact_that_is_wrong(
     told = document("verify", artifact, model, status=1)
     assert told["ok"] is False
     assert told["problems"]
-    assert told["fields"][2]["sse"] is None  # infinite: JSON has no number for it
+    assert told["fields"][2]["sse"] > told["fields"][2]["stored_sse"]
 
 
 # Wrong usage.
@@ -564,14 +571,14 @@ def test_bar_on_a_terminal(tmp_path: Path, model: Path) -> None:
     shown = in_terminal(120, *arguments, "--out", tmp_path / "m.saec")
     assert "━" in shown
     assert re.search(r"writing +━+ +\d/3 fields", shown)
-    assert re.search(r"item\[0\] +1,025 +5 +20 +5 ", shown)
+    assert re.search(r"item\[0\] +1,025 +5 +20 +float32 +5 ", shown)
 
 
 def test_numbers_are_whole_on_a_narrow_terminal(artifact: Path) -> None:
-    assert re.search(r"item\[0\] +1,025 +5 +20 +5 ", in_terminal(90, "inspect", artifact))
+    assert re.search(r"item\[0\] +1,025 +5 +20 +float32 +5 ", in_terminal(90, "inspect", artifact))
     shown = in_terminal(40, "inspect", artifact)
     assert "item[0]\n" in shown
-    assert "rows 1,025, dim 5, codewords 20, bits 5, passes " in shown
+    assert "rows 1,025, dim 5, codewords 20, dtype float32, bits 5, passes " in shown
 
 
 @pytest.mark.parametrize(

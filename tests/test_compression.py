@@ -18,6 +18,8 @@ from safetensors.numpy import save_file
 
 import reference
 import saec_gpu as saec
+from builders import opened
+from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
 from saec_gpu.compression import parse_bytes
 from saec_gpu.errors import (
     ArtifactError,
@@ -79,20 +81,25 @@ FORMATS: list[Writer] = [write_npy, write_safetensors, write_parquet, in_memory]
 
 
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", CODEWORDS_DTYPES)
 def test_every_field_is_the_oracles(
-    tmp_path: Path, rng: np.random.Generator, weighted: bool
+    tmp_path: Path, rng: np.random.Generator, weighted: bool, dtype: CodewordsDtype
 ) -> None:
     tables, weights = make_tables(rng)
+    tables["user"][:, 2] += 1000  # the step of int8 is longer than the range of the rows
     artifact = saec.compress(
-        tables, weights=weights if weighted else None, codewords=20, out=tmp_path / "a.saec", seed=3
-    )
+        tables, weights=weights if weighted else None, codewords=20, codewords_dtype=dtype,
+        out=tmp_path / "a.saec", seed=3,
+    )  # fmt: skip
+    assert artifact.verify(tables, weights=weights if weighted else None).ok
     for name, rows in tables.items():
         field = artifact[name]
         if field.encoding == "identity":
             assert np.array_equal(field.codebook, rows)
             continue
         own = weights[name] if weighted else None
-        expected = reference.fit(rows, own, 20, seed=3, field=name)
+        assert field.codewords_dtype == dtype
+        expected = reference.fit(rows, own, 20, seed=3, field=name, codewords_dtype=dtype)
         assert np.array_equal(field.codebook.view(np.uint32), expected.codewords.view(np.uint32))
         assert field.codes.tolist() == expected.codes
         sse, weighted_sse = reference.errors(rows, own, expected.codewords, expected.codes)
@@ -100,6 +107,53 @@ def test_every_field_is_the_oracles(
         assert field.record["weighted_sse"] == (weighted_sse if weighted else None)
         assert field.record["iterations"] == expected.iterations
         assert field.record["unused_codewords"] == expected.without_rows
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_narrow_codewords_are_the_same_bytes_however_it_is_done(
+    tmp_path: Path, dtype: CodewordsDtype
+) -> None:
+    tables, weights = make_tables(np.random.default_rng(5))
+    tables["none"] = np.zeros((0, 3), np.float32)
+    tables["few"] = np.repeat(tables["brand"], 20, axis=0)  # as many codewords as distinct rows
+    asked: dict[str, Any] = {"weights": weights, "codewords": 20, "codewords_dtype": dtype}
+    expected = saec.compress(tables, **asked, out=tmp_path / "e.saec", backend="cpu")
+    ways: list[dict[str, Any]] = [
+        {"chunk_rows": 7, "threads": 1},
+        {"chunk_rows": 1000, "threads": 2, "checkpoint": tmp_path / "checkpoint"},
+        {"backend": opened("emulated", threads=2)},
+        {"memory": "650kB", "threads": 1},
+    ]
+    for number, options in enumerate(ways):
+        artifact = saec.compress(tables, **asked, **options, out=tmp_path / f"{number}.saec")
+        assert artifact_bytes(artifact) == artifact_bytes(expected)
+        assert artifact.verify(tables, weights=weights).ok
+    # Continued when all is done but the writing.
+    (tmp_path / "1.saec").rename(tmp_path / "kept.saec")
+    again = saec.compress(
+        tables, **asked, checkpoint=tmp_path / "checkpoint", out=tmp_path / "1.saec"
+    )
+    assert artifact_bytes(again) == artifact_bytes(expected)
+
+
+def test_distinct_rows_are_stored_in_the_dtype_that_was_asked(tmp_path: Path) -> None:
+    few = np.array([[1.0, 0.3], [2.0, -0.7], [2049.0, 0.0]], np.float32)
+    rows = few[np.random.default_rng(1).integers(0, 3, 400)]
+    artifact = saec.compress(rows, codewords=9, codewords_dtype="float16", out=tmp_path / "a.saec")
+    field = artifact["x"]
+    assert field.record["stopped"] == "distinct rows"
+    assert field.record["sse"] > 0.0
+    expected = few.astype(np.float16).astype(np.float32)
+    assert sorted(field.codebook.tolist()) == sorted(expected.tolist())
+    assert np.abs(field.lookup(range(400)) - rows).max() == 1.0  # 2049 is between two float16
+
+
+def test_beyond_float16_is_an_error_in_words(tmp_path: Path) -> None:
+    rows = np.full((400, 2), 1e5, np.float32)
+    asked: dict[str, Any] = {"codewords": 4, "codewords_dtype": "float16"}
+    with pytest.raises(ParamError, match=r'codeword 0 of field "x" holds .* 100000\.0'):
+        saec.compress(rows, **asked, out=tmp_path / "a.saec")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("write", FORMATS)
@@ -239,6 +293,7 @@ def test_a_weight_that_is_not_allowed_names_field_and_row(tmp_path: Path, bad: f
         ({"ratio": 1}, "above 1"),
         ({"ratio": float("nan")}, "above 1"),
         ({"ratio": 1e9}, "the most that can be asked here is"),
+        ({"codewords_dtype": "int4"}, "give one of float32, float16, int8"),
         ({"seed": -1}, "seed=-1"),
         ({"max_iter": 0}, "max_iter=0"),
         ({"tol": -1.0}, "tol=-1.0"),
@@ -268,14 +323,24 @@ def test_existing_artifact_is_refused_before_any_work(tmp_path: Path) -> None:
     saec.compress(rows, codewords=2, out=tmp_path / "a.saec", overwrite=True)
 
 
-@pytest.mark.parametrize("ratio", [2.0, 8.0, 27.7])
-def test_ratio_is_met_from_above_and_nearly(tmp_path: Path, ratio: float) -> None:
+@pytest.mark.parametrize(
+    ("ratio", "dtype"),
+    [
+        (2.0, "float32"), (8.0, "float32"), (27.7, "float32"), (8.0, "float16"), (4.0, "int8"),
+        (27.7, "int8"),
+    ],
+)  # fmt: skip
+def test_ratio_is_met_from_above_and_nearly(
+    tmp_path: Path, ratio: float, dtype: CodewordsDtype
+) -> None:
     generator = np.random.default_rng(4)
     tables = {
         name: generator.standard_normal((n, 16)).astype(np.float32)
         for name, n in (("a", 20_000), ("b", 5000), ("tiny", 3))
     }
-    artifact = saec.compress(tables, ratio=ratio, out=tmp_path / "a.saec", max_iter=1)
+    artifact = saec.compress(
+        tables, ratio=ratio, codewords_dtype=dtype, out=tmp_path / "a.saec", max_iter=1
+    )
     assert ratio <= artifact.ratio <= ratio * 1.02
 
 

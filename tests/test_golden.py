@@ -1,7 +1,8 @@
 """What version 1 of the format wrote is read for ever, and made again to the same bytes.
 
-The files in tests/golden were made once, by make.py there. Where a test fails, the code is wrong,
-or it wants a new version of the format with golden files of its own; these stay as they are.
+The files in tests/golden were made once, by make.py there. From the first release on, where a test
+fails, the code is wrong, or it wants a new version of the format with golden files of its own;
+these stay as they are.
 """
 
 from __future__ import annotations
@@ -19,13 +20,21 @@ import saec_gpu as saec
 from golden import make
 
 GOLDEN = Path(__file__).parent / "golden"
-ARTIFACT = GOLDEN / "v1.saec"
-FILES = {  # the manifest states the SHA-256 of the other files of the artifact
-    "tables.safetensors": "e95b637e70d0f2de6301de48db5ba50ad261ffadc7b8edd8a80c7d923ecc86ff",
-    "v1.saec/manifest.json": "8c637dcfdb2eccafbba58f68b09dee194a0242e9e1b241e2819bf3c0df1f0fc5",
-    "weights.npz": "30667f67812d104cfc856dce77ef6f43b4f4043d40b606f87f30410db29cbbca",
+MANIFESTS = {  # each states the SHA-256 of the other files of its artifact
+    "v1": "d51e440bb4cf83893fa4628400fdcf631969e5943b95fde2e937f01146fd7907",
+    "v1-float16": "a923cb11087ed900a0325cabcb82119a637fe33f9640d5d0891ff8b0a99b2b43",
+    "v1-int8": "feb9e32d518202da7fe08741710af6d21bbf92b487dc6110da0f8d8b96f0b896",
 }
-DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}
+FILES = {
+    "tables.safetensors": "e95b637e70d0f2de6301de48db5ba50ad261ffadc7b8edd8a80c7d923ecc86ff",
+    "weights.npz": "30667f67812d104cfc856dce77ef6f43b4f4043d40b606f87f30410db29cbbca",
+} | {f"{name}.saec/manifest.json": digest for name, digest in MANIFESTS.items()}
+DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "I8": "i1"}
+EVERY_FIELD = [(name, field) for name, (_, fields) in make.ARTIFACTS.items() for field in fields]
+
+
+def artifact_of(name: str) -> Path:
+    return GOLDEN / f"{name}.saec"
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -37,14 +46,14 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def entries() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((ARTIFACT / "manifest.json").read_bytes())["fields"]
+def entries(artifact: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((artifact / "manifest.json").read_bytes())["fields"]
     return found
 
 
-def read_codebook(name: str) -> NDArray[np.float32]:
-    """Return a codebook, read with nothing but docs/how-it-works.md at hand."""
-    content = (ARTIFACT / "codebooks.safetensors").read_bytes()
+def read_tensor(path: Path, name: str) -> NDArray[np.float32]:
+    """Return a tensor as float32, read with nothing but docs/how-it-works.md at hand."""
+    content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     tensor = json.loads(content[8 : 8 + length])[name]
     start, stop = (8 + length + offset for offset in tensor["data_offsets"])
@@ -54,11 +63,19 @@ def read_codebook(name: str) -> NDArray[np.float32]:
     return values.astype(np.float32).reshape(tensor["shape"])
 
 
-def read_codes(entry: dict[str, Any]) -> list[int]:
+def read_codebook(artifact: Path, entry: dict[str, Any]) -> NDArray[np.float32]:
+    """Return a codebook, read likewise."""
+    values = read_tensor(artifact / "codebooks.safetensors", entry["name"])
+    if entry["codewords_dtype"] == "int8":
+        values *= read_tensor(artifact / "scales.safetensors", entry["name"])[:, None]
+    return values
+
+
+def read_codes(artifact: Path, entry: dict[str, Any]) -> list[int]:
     """Return the codes of all rows, read likewise."""
     if entry["encoding"] == "identity" or not entry["rows"]:
         return list(range(entry["rows"]))
-    packed = np.load(ARTIFACT / "codes" / f"{entry['number']}.npy").tolist()
+    packed = np.load(artifact / "codes" / f"{entry['number']}.npy").tolist()
     codes = [0] * entry["rows"]
     first_byte = first_bit = 0
     for width in entry["planes"]:
@@ -74,12 +91,13 @@ def read_codes(entry: dict[str, Any]) -> list[int]:
 def test_files_are_there_and_as_they_were() -> None:
     found = digests(GOLDEN)
     assert {name: found[name] for name in FILES} == FILES
-    saec.load(ARTIFACT).check_files()
+    for name in make.ARTIFACTS:
+        saec.load(artifact_of(name)).check_files()
     assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 200_000
 
 
 def test_every_kind_of_field_is_among_them() -> None:
-    found = entries()
+    found = entries(artifact_of("v1"))
     assert {tuple(entry["planes"]) for entry in found} == {
         (), (2,), (2, 1), (4,), (4, 2), (4, 2, 1), (8, 1), (8, 4, 1),
     }  # fmt: skip
@@ -90,14 +108,22 @@ def test_every_kind_of_field_is_among_them() -> None:
     assert {entry["dtype"] for entry in found} > {"float64"}
     assert 0 in {entry["rows"] for entry in found}
     assert {entry.get("weights") for entry in found} == {"none", "given", "all zero", None}
+    for name, (dtype, _) in make.ARTIFACTS.items():
+        dtypes = {
+            entry["codewords_dtype"]
+            for entry in entries(artifact_of(name))
+            if entry["encoding"] != "identity"
+        }
+        assert dtypes == {dtype}
 
 
-@pytest.mark.parametrize("name", make.FIELDS)
-def test_codes_codebooks_and_vectors_are_read(name: str) -> None:
-    (entry,) = (entry for entry in entries() if entry["name"] == name)
-    field = saec.load(ARTIFACT)[name]
-    codes, codebook = read_codes(entry), read_codebook(name)
-    assert (field.n_rows, field.dim, field.dtype) == make.FIELDS[name][:3]
+@pytest.mark.parametrize(("name", "field_name"), EVERY_FIELD)
+def test_codes_codebooks_and_vectors_are_read(name: str, field_name: str) -> None:
+    path = artifact_of(name)
+    (entry,) = (entry for entry in entries(path) if entry["name"] == field_name)
+    field = saec.load(path)[field_name]
+    codes, codebook = read_codes(path, entry), read_codebook(path, entry)
+    assert (field.n_rows, field.dim, field.dtype) == make.FIELDS[field_name][:3]
     assert field.codes.tolist() == codes
     assert np.array_equal(field.codebook.view(np.uint32), codebook.view(np.uint32))
     rows = np.arange(field.n_rows)[::-1]
@@ -107,7 +133,7 @@ def test_codes_codebooks_and_vectors_are_read(name: str) -> None:
 
 
 def test_vectors_that_stand_here() -> None:
-    artifact = saec.load(ARTIFACT)
+    artifact = saec.load(artifact_of("v1"))
     assert artifact["ad"].codes_of([0, 1899]).tolist() == [54, 127]
     assert artifact["ad"].lookup([0, 1899]).tolist() == [
         [0.484375, 0.4600694477558136, 0.0329861119389534],
@@ -131,18 +157,22 @@ def test_vectors_that_stand_here() -> None:
     ]
 
 
-def test_verified_against_its_tables() -> None:
-    artifact = saec.load(ARTIFACT)
+@pytest.mark.parametrize("name", make.ARTIFACTS)
+def test_verified_against_its_tables(name: str) -> None:
+    artifact = saec.load(artifact_of(name))
     found = artifact.verify(GOLDEN / "tables.safetensors", weights=GOLDEN / "weights.npz")
     assert found.problems == ()
-    assert len(found.fields) == len(make.FIELDS)
+    assert [one.name for one in found.fields] == sorted(make.ARTIFACTS[name][1])
 
 
+@pytest.mark.parametrize("name", make.ARTIFACTS)
 @pytest.mark.parametrize("chunk_rows", [None, 97])
-def test_compressed_today_to_the_same_bytes(tmp_path: Path, chunk_rows: int | None) -> None:
+def test_compressed_today_to_the_same_bytes(
+    tmp_path: Path, name: str, chunk_rows: int | None
+) -> None:
     # RELIABILITY 43
-    artifact = make.compress(GOLDEN, tmp_path / "today.saec", chunk_rows=chunk_rows)
-    assert digests(artifact.path) == digests(ARTIFACT)
+    artifact = make.compress(GOLDEN, name, tmp_path / "today.saec", chunk_rows=chunk_rows)
+    assert digests(artifact.path) == digests(artifact_of(name))
 
 
 def test_the_maker_still_makes_the_tables() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import saec_gpu as saec
 from saec_gpu.clustering.budget import codewords_by_field
+from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
 from saec_gpu.errors import ParamError, WeightError
 from saec_gpu.inspection import Inspection, WeightSummary, as_json, inspect_tables
 
@@ -25,11 +26,16 @@ def tables_of(**shapes: tuple[int, int]) -> Arrays:
     }
 
 
-def inspected(tables: Arrays, weights: Arrays | None = None, codewords: Any = 9) -> Inspection:
+def inspected(
+    tables: Arrays,
+    weights: Arrays | None = None,
+    codewords: Any = 9,
+    codewords_dtype: CodewordsDtype = "float32",
+) -> Inspection:
     source = saec.open_tables(tables)
     vectors = None if weights is None else saec.open_weights(weights, source)
     asked = codewords_by_field(source.fields, codewords)
-    return inspect_tables(source, vectors, asked, threads=1)
+    return inspect_tables(source, vectors, asked, codewords_dtype=codewords_dtype, threads=1)
 
 
 def test_hand_computed_weights() -> None:
@@ -65,10 +71,15 @@ def test_weights_that_compress_would_refuse(tmp_path: Path, bad: float) -> None:
 
 
 @pytest.mark.parametrize("codewords", [1, 9, 0.2, 1.0])
-def test_bytes_are_those_of_the_artifact(tmp_path: Path, codewords: float) -> None:
+@pytest.mark.parametrize("dtype", CODEWORDS_DTYPES)
+def test_bytes_are_those_of_the_artifact(
+    tmp_path: Path, codewords: float, dtype: CodewordsDtype
+) -> None:
     tables = tables_of(brand=(12, 3), item=(1025, 17), shop=(97, 1), user=(700, 8))
-    found = inspected(tables, codewords=codewords)
-    artifact = saec.compress(tables, codewords=codewords, out=tmp_path / "a.saec", max_iter=1)
+    found = inspected(tables, codewords=codewords, codewords_dtype=dtype)
+    artifact = saec.compress(
+        tables, codewords=codewords, codewords_dtype=dtype, out=tmp_path / "a.saec", max_iter=1
+    )
     assert found.bytes_before == artifact.table_bytes
     assert found.bytes_after == artifact.counted_bytes
 

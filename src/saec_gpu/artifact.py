@@ -4,8 +4,10 @@ What lies in the folder, by invariants:
 
 1. `manifest.json` names all fields in code-point order of their names; a field's number is its
    place.
-2. `codebooks.safetensors` holds one tensor a field under its name: float32 (codewords, dim), or, of
-   a field with encoding "identity", its rows in the table's dtype.
+2. `codebooks.safetensors` holds one tensor a field under its name, (codewords, dim) in the dtype
+   that its entry names: float32, float16 or int8; of a field with encoding "identity" its rows in
+   the table's dtype. `scales.safetensors` holds the scales of the int8 ones under the same names,
+   bfloat16 (codewords,) (codewords.py); without any there is no such file.
 3. `codes/<number>.npy` holds the packed codes (packing.py) of a field with encoding "planes". A
    field kept whole (identity) or without rows (0 codewords) has no such file.
 4. The manifest states size and SHA-256 of each of these files and of itself. It holds no times and
@@ -18,8 +20,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +30,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from saec_gpu.codewords import decode
 from saec_gpu.durable import OpenFolder, finish_swap
 from saec_gpu.errors import ArtifactError, SourceError
 from saec_gpu.manifest import (
     CODEBOOKS,
     MANIFEST,
     RUN,
+    SCALES,
     codes_name,
     field_entry,
     has_codes,
@@ -121,10 +126,22 @@ class Artifact:
         with folder.open(MANIFEST) as file:
             self.manifest = parse(file.read(), self.path / MANIFEST)
         self._check_sizes()
-        tensors = self._tensors()
+        entries = self.manifest["fields"]
+        tensors = self._tensors(
+            CODEBOOKS,
+            {e["name"]: ((e["codewords"], e["dim"]), e["codewords_dtype"]) for e in entries},
+        )
+        scaled = {
+            e["name"]: ((e["codewords"],), "bfloat16")
+            for e in entries
+            if e["codewords_dtype"] == "int8"
+        }
+        scales = self._tensors(SCALES, scaled) if scaled else {}
         self._fields = {
-            entry["name"]: CompressedField(self, entry, tensors[entry["name"]])
-            for entry in self.manifest["fields"]
+            entry["name"]: CompressedField(
+                self, entry, tensors[entry["name"]], scales.get(entry["name"])
+            )
+            for entry in entries
         }
         self.names = tuple(self._fields)
 
@@ -137,21 +154,21 @@ class Artifact:
                     f"{stated['bytes']}; the file is truncated or altered: copy the artifact again"
                 )
 
-    def _tensors(self) -> dict[str, RawArray]:
-        """Return where the codebooks lie in their file."""
-        path = self.path / CODEBOOKS
+    def _tensors(
+        self, file: str, needed: Mapping[str, tuple[tuple[int, ...], str]]
+    ) -> dict[str, RawArray]:
+        """Return where the tensors of some fields, given by shape and dtype, lie in a file."""
+        path = self.path / file
         try:
             found = open_safetensors(path)
         except (SourceError, OSError) as err:
             raise ArtifactError(f"the codebooks cannot be read: {err}") from err
         tensors = {name: array for name, array in found.items() if isinstance(array, RawArray)}
-        for entry in self.manifest["fields"]:
-            array = tensors.get(entry["name"])
-            dtype = entry["dtype"] if entry["encoding"] == "identity" else "float32"
-            shape = (entry["codewords"], entry["dim"])
+        for name, (shape, dtype) in needed.items():
+            array = tensors.get(name)
             if array is None or (array.shape, array.dtype) != (shape, dtype):
                 raise ArtifactError(
-                    f'"{path}" must hold the codebook {shape} {dtype} of field "{entry["name"]}", '
+                    f'"{path}" must hold a tensor {shape} {dtype} of field "{name}", '
                     f"but holds {'none' if array is None else f'{array.shape} {array.dtype}'}; "
                     "it was altered"
                 )
@@ -254,7 +271,15 @@ class Artifact:
     @cached_property
     def _codebook_bytes(self) -> NDArray[np.uint8]:
         """All of `codebooks.safetensors`: one map, whatever the number of fields."""
-        with self._folder.open(CODEBOOKS) as file:
+        return self._mapped(CODEBOOKS)
+
+    @cached_property
+    def _scale_bytes(self) -> NDArray[np.uint8]:
+        """All of `scales.safetensors`, likewise."""
+        return self._mapped(SCALES)
+
+    def _mapped(self, name: str) -> NDArray[np.uint8]:
+        with self._folder.open(name) as file:
             return np.memmap(file, np.uint8, "r").view(np.ndarray)
 
 
@@ -271,20 +296,30 @@ class CompressedField:
         "planes" (codebook and packed codes) or "identity" (kept whole).
     n_codewords : int
         Rows of the codebook.
+    codewords_dtype : str
+        In which they are stored: "float32", "float16" or "int8"; of a field kept whole the table's.
     record : dict
         What else the manifest states of the field: rule, sse, iterations, …
     """
 
-    def __init__(self, artifact: Artifact, entry: dict[str, Any], tensor: RawArray) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        entry: dict[str, Any],
+        tensor: RawArray,
+        scales: RawArray | None,
+    ) -> None:
         self._artifact = artifact
         self._number: int = entry["number"]
         self._tensor = tensor
+        self._scales_tensor = scales
         self.name: str = entry["name"]
         self.n_rows: int = entry["rows"]
         self.dim: int = entry["dim"]
         self.dtype: str = entry["dtype"]
         self.encoding: str = entry["encoding"]
         self.n_codewords: int = entry["codewords"]
+        self.codewords_dtype: str = entry["codewords_dtype"]
         derived = field_entry(
             self._number,
             self.name,
@@ -293,6 +328,7 @@ class CompressedField:
             dtype=self.dtype,
             encoding=self.encoding,
             codewords=self.n_codewords,
+            codewords_dtype=self.codewords_dtype,
         )
         self.record = {key: value for key, value in entry.items() if key not in derived}
 
@@ -311,9 +347,9 @@ class CompressedField:
     def codebook(self) -> NDArray[np.float32]:
         """The codewords, float32 (n_codewords, dim), read-only.
 
-        Memory-mapped; of a field kept whole its rows, mapped if they are float32 and else a copy.
+        Of a field kept whole its rows. Memory-mapped if they are stored as float32, else a copy.
         """
-        codewords = _float32(self._stored, self._tensor.dtype)
+        codewords = self._decoded(slice(None))
         codewords.flags.writeable = False
         return codewords
 
@@ -391,10 +427,8 @@ class CompressedField:
         O(1) a row: a few bytes of packed codes and one codeword.
         """
         if self.encoding == "identity":
-            stored = self._stored[row_numbers(rows, self.n_rows, field=self.name)]
-        else:
-            stored = self._stored[self.codes_of(rows)]
-        return _float32(stored, self._tensor.dtype)
+            return self._decoded(row_numbers(rows, self.n_rows, field=self.name))
+        return self._decoded(self.codes_of(rows))
 
     @cached_property
     def _packed(self) -> NDArray[np.uint8]:
@@ -406,18 +440,24 @@ class CompressedField:
     @cached_property
     def _stored(self) -> NDArray[Any]:
         """The codebook as it is stored, memory-mapped."""
-        dtype = storage_dtype(self._tensor.dtype)
-        stop = self._tensor.offset + self.n_codewords * self.dim * dtype.itemsize
-        stored = self._artifact._codebook_bytes[self._tensor.offset : stop]
-        return stored.view(dtype).reshape(self.n_codewords, self.dim)
+        return _part(self._artifact._codebook_bytes, self._tensor)
+
+    def _decoded(self, codewords: Any) -> NDArray[np.float32]:
+        """Return some codewords, by index, as float32: exactly, but float64 is rounded once."""
+        values = self._stored[codewords]
+        if self._tensor.dtype == "bfloat16":
+            return widened_bfloat16(values)
+        if self._scales_tensor is None:
+            return decode(values, None)
+        return decode(values, _part(self._artifact._scale_bytes, self._scales_tensor)[codewords])
 
 
 def _load_field(path: str, name: str) -> CompressedField:
     return load(path)[name]
 
 
-def _float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Return stored values as float32: widened exactly, float64 rounded once."""
-    if dtype == "bfloat16":
-        return widened_bfloat16(values)
-    return values.astype(np.float32, copy=False)
+def _part(file: NDArray[np.uint8], tensor: RawArray) -> NDArray[Any]:
+    """Return one tensor of a file."""
+    dtype = storage_dtype(tensor.dtype)
+    stop = tensor.offset + math.prod(tensor.shape) * dtype.itemsize
+    return file[tensor.offset : stop].view(dtype).reshape(tensor.shape)

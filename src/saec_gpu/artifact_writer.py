@@ -24,6 +24,7 @@ from saec_gpu.manifest import (
     FORMAT_VERSION,
     MANIFEST,
     RUN,
+    SCALES,
     claims_format,
     codes_name,
     field_entry,
@@ -36,8 +37,14 @@ from saec_gpu.manifest import (
 from saec_gpu.packing import open_planes
 from saec_gpu.sources.stored import storage_dtype
 
-_NAMES = frozenset({CODEBOOKS, CODES, MANIFEST, RUN})
-_SAFETENSORS_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+_NAMES = frozenset({CODEBOOKS, SCALES, CODES, MANIFEST, RUN})
+_SAFETENSORS_DTYPES = {
+    "int8": "I8",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+}
 _BLOCK_BYTES = 1 << 22
 
 
@@ -53,13 +60,15 @@ class EncodedField:
         Of the table: "float16", "bfloat16", "float32" or "float64".
     encoding : str
         "planes" or "identity".
-    codebook : float32 (k, dim)
-        The codewords. With "identity": the rows, (n_rows, dim), in the table's dtype (bfloat16:
-        uint16).
+    codebook : float32, float16 or int8 (k, dim)
+        The codewords as they are stored. With "identity": the rows, (n_rows, dim), in the table's
+        dtype (bfloat16: uint16).
     codes : path, optional
         A finished file of a `PlaneWriter`; None with "identity". It is linked if it lies on the
         file system of the artifact, else copied, and stays where it is: it must not be changed in
         place. Not looked at for a field without rows.
+    scales : uint16 (k,), optional
+        Of int8 codewords, bits of bfloat16.
     record : mapping
         What the manifest shall state beside that: rule, sse, iterations, …
     """
@@ -72,11 +81,12 @@ class EncodedField:
     codebook: NDArray[Any]
     codes: Path | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
+    scales: NDArray[np.uint16] | None = None
 
     @property
-    def codebook_dtype(self) -> str:
+    def codewords_dtype(self) -> str:
         """Name of the dtype in which the codebook is stored."""
-        return self.dtype if self.encoding == "identity" else "float32"
+        return self.dtype if self.encoding == "identity" else str(self.codebook.dtype)
 
 
 def check_out(out: str | os.PathLike[str], *, overwrite: bool) -> Path:
@@ -162,8 +172,9 @@ def write_artifact(
             for number, encoded in enumerate(ordered):
                 if encoded.codes is not None and has_codes(encoded.encoding, encoded.n_rows):
                     _link_or_copy(encoded.codes, folder / codes_name(number))
-            with (folder / CODEBOOKS).open("wb") as file:
-                _write_codebooks(file, ordered)
+            for name, tensors in _tensors(ordered).items():
+                with (folder / name).open("wb") as file:
+                    _write_tensors(file, tensors)
             (folder / RUN).write_bytes(run_bytes)
             # Last, because only a folder with a manifest counts as an artifact.
             manifest = {
@@ -207,12 +218,23 @@ def _entries(fields: Sequence[EncodedField]) -> list[dict[str, Any]]:
             dtype=encoded.dtype,
             encoding=encoded.encoding,
             codewords=len(encoded.codebook),
+            codewords_dtype=encoded.codewords_dtype,
         )
-        needed = (len(encoded.codebook), encoded.dim), storage_dtype(encoded.codebook_dtype)
+        needed = (len(encoded.codebook), encoded.dim), storage_dtype(encoded.codewords_dtype)
         if (encoded.codebook.shape, encoded.codebook.dtype) != needed:
             raise ArtifactError(
                 f"the codebook of {where} is {encoded.codebook.dtype} {encoded.codebook.shape}; "
                 f"it must be {needed[1]} {needed[0]}"
+            )
+        scales = encoded.scales
+        if (scales is None) != (encoded.codewords_dtype != "int8") or (
+            scales is not None
+            and (scales.shape, scales.dtype) != ((len(encoded.codebook),), np.dtype(np.uint16))
+        ):
+            raise ArtifactError(
+                f"{where} has codewords of {encoded.codewords_dtype} and "
+                f"{'no scales' if scales is None else f'scales {scales.dtype} {scales.shape}'}; "
+                "int8 codewords need one uint16 each, others have none"
             )
         if (encoded.codes is None) != (encoded.encoding == "identity") and encoded.n_rows:
             raise ArtifactError(
@@ -245,29 +267,36 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(real, target)
 
 
-def _write_codebooks(file: BinaryIO, fields: Sequence[EncodedField]) -> None:
-    """Write the codebooks in the format safetensors, in the order its own writer chooses.
+def _tensors(fields: Sequence[EncodedField]) -> dict[str, dict[str, tuple[str, NDArray[Any]]]]:
+    """Return dtype and values of each tensor by its name, for each file of tensors."""
+    files = {CODEBOOKS: {one.name: (one.codewords_dtype, one.codebook) for one in fields}}
+    scales = {one.name: ("bfloat16", one.scales) for one in fields if one.scales is not None}
+    return files | ({SCALES: scales} if scales else {})
 
-    Wider numbers come first, so that each codebook is aligned, then names. Its own writer is not
+
+def _write_tensors(file: BinaryIO, tensors: Mapping[str, tuple[str, NDArray[Any]]]) -> None:
+    """Write tensors in the format safetensors, in the order its own writer chooses.
+
+    Wider numbers come first, so that each tensor is aligned, then names. Its own writer is not
     used: the promise of equal bytes would then hold within one version of it only.
     """
-    ordered = sorted(fields, key=lambda encoded: (-encoded.codebook.itemsize, encoded.name))
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1][1].itemsize, item[0]))
     header: dict[str, Any] = {}
     stop = 0
-    for encoded in ordered:
-        start, stop = stop, stop + encoded.codebook.nbytes
-        header[encoded.name] = {
-            "dtype": _SAFETENSORS_DTYPES[encoded.codebook_dtype],
-            "shape": list(encoded.codebook.shape),
+    for name, (dtype, values) in ordered:
+        start, stop = stop, stop + values.nbytes
+        header[name] = {
+            "dtype": _SAFETENSORS_DTYPES[dtype],
+            "shape": list(values.shape),
             "data_offsets": [start, stop],
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    for encoded in ordered:
-        step = max(1, _BLOCK_BYTES // (encoded.dim * encoded.codebook.itemsize))
-        for first in range(0, len(encoded.codebook), step):
-            block = np.ascontiguousarray(encoded.codebook[first : first + step])
+    for _, (_, values) in ordered:
+        step = max(1, _BLOCK_BYTES * len(values) // max(1, values.nbytes))
+        for first in range(0, len(values), step):
+            block = np.ascontiguousarray(values[first : first + step])
             file.write(block.reshape(-1).view(np.uint8).data)
 
 

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saec_gpu.clustering.lloyd import STOP_RULES, FieldFit
-from saec_gpu.data import Float32, Sample, Statistics
+from saec_gpu.codewords import StoredCodewords
+from saec_gpu.data import Sample, Statistics
 from saec_gpu.errors import CheckpointError
 
 CHECKPOINT_VERSION = 1
@@ -149,20 +150,23 @@ class Checkpoint:
         fit.counts = arrays.get("counts")
         return True
 
-    def save_done(self, number: int, codebook: Float32, record: Mapping[str, Any]) -> None:
+    def save_done(self, number: int, codebook: StoredCodewords, record: Mapping[str, Any]) -> None:
         """Keep a field's final codebook and manifest record; its codes are in place already."""
         arrays: dict[str, NDArray[Any]] = {
-            "codebook": codebook,
+            "codebook": codebook.values,
             "record": np.frombuffer(_json_bytes(record), np.uint8),
         }
+        if codebook.scales is not None:
+            arrays["scales"] = codebook.scales
         _write_arrays(self.folder / f"{number}.done.npz", arrays)
 
-    def done(self, number: int) -> tuple[Float32, dict[str, Any]] | None:
+    def done(self, number: int) -> tuple[StoredCodewords, dict[str, Any]] | None:
         """Return a finished field's codebook and record."""
         arrays = _read_arrays(self.folder / f"{number}.done.npz")
         if arrays is None or not codes_path(self.folder, number).exists():
             return None
-        return arrays["codebook"], json.loads(arrays["record"].tobytes())
+        codebook = StoredCodewords(arrays["codebook"], arrays.get("scales"))
+        return codebook, json.loads(arrays["record"].tobytes())
 
 
 def codes_path(folder: Path, number: int) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import tempfile
@@ -153,6 +152,13 @@ Ratio = Annotated[
     float | None,
     typer.Option(help="Instead of --codewords: how many times smaller, counted bytes."),
 ]
+CodewordsDtype = Annotated[
+    Literal["float32", "float16", "int8"],
+    typer.Option(
+        help="How codewords are stored: int8 takes a scale a codeword, and leaves room for more "
+        "codewords in the same bytes."
+    ),
+]
 Backend = Annotated[
     Literal["auto", "cpu", "cupy", "numba"],
     typer.Option(
@@ -226,6 +232,7 @@ def compress(
     weights: Weights = None,
     ratio: Ratio = None,
     codewords: Codewords = None,
+    codewords_dtype: CodewordsDtype = "float32",
     fields: Fields = None,
     checkpoint: Annotated[
         Path | None,
@@ -254,9 +261,9 @@ def compress(
 ) -> None:
     """Compress the embedding tables of SOURCE into an artifact.
 
-    The same rows, weights, codewords, seed, passes and tolerance give the same bytes, whatever the
-    format, memory, threads and backend. An error, a kill or a full disk leaves what was at --out as
-    it was.
+    The same rows, weights, codewords and their dtype, seed, passes and tolerance give the same
+    bytes, whatever the format, memory, threads and backend. An error, a kill or a full disk leaves
+    what was at --out as it was.
     """
     from saec_gpu.compression import compress as run
     from saec_gpu.sources import open_tables
@@ -267,9 +274,9 @@ def compress(
     with console.ProgressDisplay(quiet=as_json) as progress:
         artifact = run(
             tables, weights=weights, codewords=_by_field(asked, tables.fields), ratio=ratio,
-            out=out, backend=backend, seed=seed, max_iter=max_iter, tol=tol, chunk_rows=chunk_rows,
-            memory=memory, threads=threads, checkpoint=checkpoint, overwrite=overwrite,
-            progress=progress,
+            codewords_dtype=codewords_dtype, out=out, backend=backend, seed=seed,
+            max_iter=max_iter, tol=tol, chunk_rows=chunk_rows, memory=memory, threads=threads,
+            checkpoint=checkpoint, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if as_json:
         console.print_json(_artifact_json(artifact))
@@ -333,7 +340,10 @@ def _artifact_json(artifact: Artifact) -> dict[str, Any]:
 
 
 def _print_artifact(artifact: Artifact) -> None:
-    columns = ("field", "rows", "dim", "codewords", "bits", "passes", "before", "after", "error")
+    columns = (
+        "field", "rows", "dim", "codewords", "dtype", "bits", "passes", "before", "after",
+        "error",
+    )  # fmt: skip
     rows = []
     for entry in artifact.manifest["fields"]:
         whole = entry["encoding"] == "identity"
@@ -343,6 +353,7 @@ def _print_artifact(artifact: Artifact) -> None:
                 console.human_number(entry["rows"]),
                 entry["dim"],
                 "whole" if whole else console.human_number(entry["codewords"]),
+                entry["codewords_dtype"],
                 "" if whole else entry["bits"],
                 entry.get("iterations", ""),
                 console.human_bytes(entry["table_bytes"]),
@@ -381,6 +392,7 @@ def inspect(
     weights: Weights = None,
     ratio: Ratio = None,
     codewords: Codewords = None,
+    codewords_dtype: CodewordsDtype = "float32",
     fields: Fields = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -397,7 +409,7 @@ def inspect(
     from saec_gpu.sources import open_tables, open_weights
 
     if (Path(source) / "manifest.json").exists():
-        if weights or ratio or codewords or fields:
+        if weights or ratio or codewords or fields or codewords_dtype != "float32":
             raise typer.BadParameter("an artifact is shown as it is; these options are for tables")
         _inspect_artifact(source, as_json=as_json)
         return
@@ -405,9 +417,13 @@ def inspect(
     tables = open_tables(source, fields=fields)
     vectors = None if weights is None else open_weights(weights, tables)
     with console.ProgressDisplay(quiet=as_json):
-        numbers = asked_codewords(tables.fields, _by_field(asked, tables.fields), ratio)
+        numbers = asked_codewords(
+            tables.fields, _by_field(asked, tables.fields), ratio, codewords_dtype
+        )
         cores = open_backend("cpu", threads=threads).threads
-        found = inspect_tables(tables, vectors, numbers, threads=cores)
+        found = inspect_tables(
+            tables, vectors, numbers, codewords_dtype=codewords_dtype, threads=cores
+        )
     if as_json:
         console.print_json({**inspection_json(found), "skipped": dict(tables.skipped)})
         return
@@ -491,11 +507,7 @@ def verify(
             progress=progress,
         )  # fmt: skip
     if as_json:
-        fields = [
-            {key: None if value == math.inf else value for key, value in vars(field).items()}
-            | {"ok": field.ok}
-            for field in found.fields
-        ]
+        fields = [vars(field) | {"ok": field.ok} for field in found.fields]
         console.print_json({"ok": found.ok, "problems": found.problems, "fields": fields})
     else:
         _print_verification(found)

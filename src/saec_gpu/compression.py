@@ -19,6 +19,7 @@ from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.checkpoint import Checkpoint, is_codes_name
 from saec_gpu.clustering.budget import CodewordsParam, codewords_by_field, codewords_for_ratio
+from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
 from saec_gpu.data import Progress, ProgressFunction
 from saec_gpu.durable import scratch_beside
 from saec_gpu.errors import ArtifactError, DeviceMemoryError, ParamError
@@ -41,6 +42,7 @@ def compress(
     weights: Any = None,
     codewords: CodewordsParam | None = None,
     ratio: float | None = None,
+    codewords_dtype: CodewordsDtype = "float32",
     out: str | os.PathLike[str],
     backend: str | Backend = "auto",
     seed: int = 0,
@@ -56,8 +58,8 @@ def compress(
 ) -> Artifact:
     """Return the artifact written to `out`: a codebook per field and a code per row.
 
-    The same rows, weights, codewords, seed, max_iter and tol give the same bytes, whatever the
-    format, backend, chunk_rows, memory and threads, and also after a kill and resume.
+    The same rows, weights, codewords, codewords_dtype, seed, max_iter and tol give the same bytes,
+    whatever the format, backend, chunk_rows, memory and threads, and also after a kill and resume.
 
     Parameters
     ----------
@@ -71,6 +73,9 @@ def compress(
         `ratio` is given.
     ratio : float, optional
         How many times smaller the tables shall be, counted bytes; instead of `codewords`.
+    codewords_dtype : {"float32", "float16", "int8"}
+        How codewords are stored; int8 with one scale a codeword (codewords.py). Rows get the codes
+        of the codewords as stored, whose error is the one that is told.
     out : path
         Folder to write, customarily `*.saec`.
     backend : {"auto", "cpu", "cupy", "numba"} or Backend
@@ -121,7 +126,9 @@ def compress(
     begun = time.time()
     source = open_tables(tables, fields=fields)
     weight_source = None if weights is None else open_weights(weights, source)
-    params = _checked_params(source, codewords, ratio, seed, max_iter, tol, chunk_rows)
+    params = _checked_params(
+        source, codewords, ratio, codewords_dtype, seed, max_iter, tol, chunk_rows
+    )
     engine = open_backend(backend, threads=threads) if isinstance(backend, str) else backend
     identity = {
         "parameters": params.manifest(),
@@ -162,6 +169,7 @@ def _checked_params(
     source: TableSource,
     codewords: CodewordsParam | None,
     ratio: float | None,
+    codewords_dtype: CodewordsDtype,
     seed: int,
     max_iter: int,
     tol: float,
@@ -175,12 +183,20 @@ def _checked_params(
             raise ParamError(f"{name}={value!r} was given; give a whole number from {least}")
     if not (isinstance(tol, int | float) and np.isfinite(tol) and tol >= 0):
         raise ParamError(f"tol={tol!r} was given; give a finite number from 0")
-    by_field = asked_codewords(source.fields, codewords, ratio)
-    return Params(by_field, int(seed), int(max_iter), float(tol))
+    if codewords_dtype not in CODEWORDS_DTYPES:
+        raise ParamError(
+            f"codewords_dtype={codewords_dtype!r} was given; give one of "
+            f"{', '.join(CODEWORDS_DTYPES)}"
+        )
+    by_field = asked_codewords(source.fields, codewords, ratio, codewords_dtype)
+    return Params(by_field, int(seed), int(max_iter), float(tol), codewords_dtype)
 
 
 def asked_codewords(
-    fields: Mapping[str, TableField], codewords: CodewordsParam | None, ratio: float | None
+    fields: Mapping[str, TableField],
+    codewords: CodewordsParam | None,
+    ratio: float | None,
+    codewords_dtype: CodewordsDtype,
 ) -> dict[str, int]:
     """Return the codewords of each field from what `compress` was given; a hundredth by default.
 
@@ -195,7 +211,7 @@ def asked_codewords(
             "of codewords: give one"
         )
     if ratio is not None:
-        return codewords_for_ratio(fields, ratio)
+        return codewords_for_ratio(fields, ratio, codewords_dtype)
     return codewords_by_field(fields, DEFAULT_CODEWORDS if codewords is None else codewords)
 
 

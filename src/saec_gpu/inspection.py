@@ -10,6 +10,7 @@ import numpy as np
 
 from saec_gpu.clustering.budget import encoded_bytes
 from saec_gpu.clustering.statistics import check_weights
+from saec_gpu.codewords import CodewordsDtype
 from saec_gpu.errors import ParamError
 from saec_gpu.sources import TableField, TableSource, WeightSource
 from saec_gpu.stream import READS_HELD, FieldWork, ResidencySet, plan_sets
@@ -88,6 +89,7 @@ def inspect_tables(
     weights: WeightSource | None,
     codewords: Mapping[str, int],
     *,
+    codewords_dtype: CodewordsDtype,
     threads: int,
 ) -> Inspection:
     """Return what is known of a source without reading its rows; weights are read.
@@ -108,7 +110,8 @@ def inspect_tables(
         if table.n_rows:
             works.append(FieldWork(name, table.n_rows, table.dim, weighted, asked))
         summary = summarise(weights, name) if weighted and weights is not None else None
-        fields.append(FieldInspection(table, summary, asked, encoded_bytes(table, asked)))
+        after = encoded_bytes(table, asked, codewords_dtype)
+        fields.append(FieldInspection(table, summary, asked, after))
 
     def plan(memory: int) -> Sequence[ResidencySet]:
         try:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from saec_gpu.codewords import CODEWORDS_DTYPES, codebook_bytes
 from saec_gpu.errors import ArtifactError
 from saec_gpu.packing import code_bits, packed_size, plane_widths
 from saec_gpu.sources.stored import TABLE_DTYPES, storage_dtype
@@ -22,12 +23,21 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 RUN = "run.json"
 CODEBOOKS = "codebooks.safetensors"
+SCALES = "scales.safetensors"
 CODES = "codes"
 ENCODINGS = ("planes", "identity")
 
 
 def field_entry(
-    number: int, name: str, *, rows: int, dim: int, dtype: str, encoding: str, codewords: int
+    number: int,
+    name: str,
+    *,
+    rows: int,
+    dim: int,
+    dtype: str,
+    encoding: str,
+    codewords: int,
+    codewords_dtype: str,
 ) -> dict[str, Any]:
     """Return the manifest's entry of a field, without its record.
 
@@ -40,10 +50,12 @@ def field_entry(
     dtype : str
         Of the table; one of `TABLE_DTYPES`.
     encoding : str
-        "planes": float32 codewords and packed codes. "identity": the rows themselves in their own
-        dtype, no codes.
+        "planes": codewords and packed codes. "identity": the rows themselves in their own dtype, no
+        codes.
     codewords : int
         Rows of the codebook.
+    codewords_dtype : str
+        In which they are stored; one of `CODEWORDS_DTYPES`, with "identity" the table's.
 
     Returns
     -------
@@ -64,17 +76,22 @@ def field_entry(
         )
     if rows < 0 or dim < 1 or codewords < 0:
         raise ArtifactError(f"{where} cannot have {rows} rows, dim {dim} and {codewords} codewords")
-    itemsize = storage_dtype(dtype).itemsize
-    table_bytes = rows * dim * itemsize
+    stored_as = (dtype,) if encoding == "identity" else CODEWORDS_DTYPES
+    if codewords_dtype not in stored_as:
+        raise ArtifactError(
+            f"{where} has encoding {encoding!r}, so its codewords are stored as "
+            f"{' or '.join(stored_as)}, not as {codewords_dtype!r}"
+        )
+    table_bytes = rows * dim * storage_dtype(dtype).itemsize
     if encoding == "identity":
         if codewords != rows:
             raise ArtifactError(
                 f"{where} is kept whole, but {codewords} of its {rows} rows are there"
             )
-        bits, codebook_bytes, code_bytes = 0, table_bytes, 0
+        bits, bytes_of_codebook, code_bytes = 0, table_bytes, 0
     else:
-        bits, codebook_bytes = code_bits(codewords), codewords * dim * 4
-        code_bytes = packed_size(rows, codewords)
+        bits, code_bytes = code_bits(codewords), packed_size(rows, codewords)
+        bytes_of_codebook = codebook_bytes(codewords, dim, codewords_dtype)
     return {
         "number": number,
         "name": name,
@@ -83,10 +100,11 @@ def field_entry(
         "dtype": dtype,
         "encoding": encoding,
         "codewords": codewords,
+        "codewords_dtype": codewords_dtype,
         "bits": bits,
         "planes": list(plane_widths(bits)),
         "table_bytes": table_bytes,
-        "codebook_bytes": codebook_bytes,
+        "codebook_bytes": bytes_of_codebook,
         "code_bytes": code_bytes,
     }
 
@@ -104,7 +122,8 @@ def codes_name(number: int) -> str:
 def file_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the files that the fields need, relative to the artifact."""
     coded = [entry["number"] for entry in entries if has_codes(entry["encoding"], entry["rows"])]
-    return [CODEBOOKS, *map(codes_name, coded)]
+    scales = [SCALES] if any(entry["codewords_dtype"] == "int8" for entry in entries) else []
+    return [CODEBOOKS, *scales, *map(codes_name, coded)]
 
 
 def totals(entries: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -204,8 +223,9 @@ def _check(manifest: dict[str, Any]) -> None:
         if type(name) is not str or any(type(count) is not int for count in counts.values()):
             raise ArtifactError(f"the name or a count of field {number} has a wrong type")
         expected = field_entry(
-            number, name, dtype=entry["dtype"], encoding=entry["encoding"], **counts
-        )
+            number, name, dtype=entry["dtype"], encoding=entry["encoding"],
+            codewords_dtype=entry["codewords_dtype"], **counts,
+        )  # fmt: skip
         differing = sorted(key for key, value in expected.items() if entry[key] != value)
         if differing:
             raise ArtifactError(

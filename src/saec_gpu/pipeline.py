@@ -21,6 +21,7 @@ from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
 from saec_gpu.clustering.seeding import seed_codewords
 from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
+from saec_gpu.codewords import CodewordsDtype, StoredCodewords, store
 from saec_gpu.data import Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
 from saec_gpu.packing import PlaneWriter
 from saec_gpu.sources import TableSource, WeightSource
@@ -40,10 +41,16 @@ class Params:
     seed: int
     max_iter: int
     tol: float
+    codewords_dtype: CodewordsDtype
 
     def manifest(self) -> dict[str, Any]:
         """Return what the manifest records beside the fields."""
-        return {"seed": self.seed, "max_iter": self.max_iter, "tol": self.tol}
+        return {
+            "seed": self.seed,
+            "max_iter": self.max_iter,
+            "tol": self.tol,
+            "codewords_dtype": self.codewords_dtype,
+        }
 
 
 @dataclass(eq=False)
@@ -58,7 +65,7 @@ class Pipeline:
     checkpoint: Checkpoint | None
     progress: ProgressFunction
     by_piece: bool
-    codebooks: dict[str, Float32] = field(default_factory=dict)
+    codebooks: dict[str, StoredCodewords] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     rechecked: dict[str, list[int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -67,7 +74,8 @@ class Pipeline:
         self.numbers = {name: number for number, name in enumerate(self.source.fields)}
         for name, number in self.numbers.items():
             if self.source.fields[name].n_rows == 0:
-                self.codebooks[name] = np.zeros((0, self.source.fields[name].dim), np.float32)
+                none = np.zeros((0, self.source.fields[name].dim), np.float32)
+                self.codebooks[name] = self._stored(name, none)
                 self.records[name] = {"codewords_asked": self.params.codewords[name]}
             elif (
                 self.checkpoint is not None and (found := self.checkpoint.done(number)) is not None
@@ -102,7 +110,11 @@ class Pipeline:
         whole = {
             name
             for name in names
-            if kept_whole(self.source.fields[name], self._codewords(name, statistics[name]))
+            if kept_whole(
+                self.source.fields[name],
+                self._codewords(name, statistics[name]),
+                self.params.codewords_dtype,
+            )
         }
         fits = self._timed(
             "seeding",
@@ -121,13 +133,17 @@ class Pipeline:
                 final[name] = distinct
         for name in whole:
             self.records[name] = self._record(name, statistics[name], None)
-        self._timed("codes", self._encode, stream, statistics, fits, final)
+        stored = {name: self._stored(name, words) for name, words in final.items()}
+        self._timed("codes", self._encode, stream, statistics, fits, stored)
 
     def _timed(self, stage: str, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         begun = time.perf_counter()
         result = work(*args, **kwargs)
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begun
         return result
+
+    def _stored(self, name: str, codewords: Float32) -> StoredCodewords:
+        return store(codewords, self.params.codewords_dtype, field=name)
 
     def _codewords(self, name: str, statistics: Statistics) -> int:
         """Return how many codewords the field can have at most."""
@@ -211,9 +227,10 @@ class Pipeline:
         stream: RowStream,
         statistics: Mapping[str, Statistics],
         fits: Mapping[str, FieldFit],
-        final: Mapping[str, Float32],
+        stored: Mapping[str, StoredCodewords],
     ) -> None:
-        """Write the codes of all rows against the final codebooks, and sum their errors."""
+        """Write the codes of all rows against the codewords as stored, and sum their errors."""
+        final = {name: words.decoded() for name, words in stored.items()}
         codebooks = self.backend.load_codebooks(
             {
                 name: Codebook(words, middle=fits[name].middle if name in fits else None)
@@ -245,7 +262,7 @@ class Pipeline:
                 if segment.start + segment.n_rows == self.source.fields[name].n_rows:
                     stack.pop_all().close()
                     writer = None
-                    self._finish(name, statistics[name], fits.get(name), final[name], errors, uses)
+                    self._finish(name, statistics[name], fits.get(name), stored[name], errors, uses)
 
     def _assigned(
         self, stream: RowStream, fields: Collection[str], codebooks: Any
@@ -268,7 +285,7 @@ class Pipeline:
         name: str,
         statistics: Statistics,
         fitted: FieldFit | None,
-        codebook: Float32,
+        codebook: StoredCodewords,
         errors: ErrorSums,
         uses: Int64,
     ) -> None:
@@ -305,16 +322,19 @@ class Pipeline:
     def encoded(self, name: str) -> EncodedField:
         """Return the field as the artifact takes it."""
         table = self.source.fields[name]
-        coded = name in self.codebooks
+        stored = self.codebooks.get(name)
+        if stored is None:
+            values, scales = self.source.read_stored(name, 0, table.n_rows), None
+        else:
+            values, scales = stored.values, stored.scales
         return EncodedField(
             name=table.name,
             n_rows=table.n_rows,
             dim=table.dim,
             dtype=table.dtype,
-            encoding="planes" if coded else "identity",
-            codebook=self.codebooks[name]
-            if coded
-            else self.source.read_stored(name, 0, table.n_rows),
-            codes=self.codes_path(name) if coded and table.n_rows else None,
+            encoding="identity" if stored is None else "planes",
+            codebook=values,
+            codes=None if stored is None or not table.n_rows else self.codes_path(name),
             record=self.records[name],
+            scales=scales,
         )

@@ -1,14 +1,16 @@
-"""Make the golden artifact of format version 1 and the tables and weights it is made from.
+"""Make the golden artifacts of format version 1 and the tables and weights they are made from.
 
     python tests/golden/make.py FOLDER
 
-writes `tables.safetensors`, `weights.npz` and `v1.saec`. They were committed once and are read and
-made anew by tests/test_golden.py for ever; they are never made again to please it. Values come from
-raw Philox bits and exact arithmetic, not from distributions, which NumPy may change.
+writes `tables.safetensors`, `weights.npz` and the artifacts. They were committed once and are read
+and made anew by tests/test_golden.py for ever; from the first release on they are never made again
+to please it. Values come from raw Philox bits and exact arithmetic, not from distributions, which
+NumPy may change.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import sys
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import saec_gpu as saec
+from saec_gpu.codewords import CodewordsDtype
 
 PARAMETERS: Mapping[str, Any] = {"seed": 3, "max_iter": 12, "tol": 1e-4}
 
@@ -37,6 +40,13 @@ FIELDS: Mapping[str, tuple[int, int, str, int]] = {
     "shop größe": (500, 1, "float64", 100),  # 7 bits: 4, 2 and 1; weights of two limbs
     "tag": (301, 5, "float32", 16),  # three distinct rows: 2 bits, no error
     "user": (400, 4, "float32", 11),  # 4 bits; all weights zero
+}
+
+# Name: dtype of the codewords, fields.
+ARTIFACTS: Mapping[str, tuple[CodewordsDtype, tuple[str, ...]]] = {
+    "v1": ("float32", tuple(FIELDS)),
+    "v1-float16": ("float16", ("ad", "hour", "kept/bfloat16", "shop größe", "tag")),
+    "v1-int8": ("int8", ("brand", "hour", "kept/float16", "six", "tag", "user")),
 }
 
 
@@ -106,12 +116,15 @@ def weights() -> dict[str, NDArray[Any]]:
     }
 
 
-def compress(folder: Path, out: Path, **options: Any) -> saec.Artifact:
-    """Return what compressing the tables of a folder gives."""
+def compress(folder: Path, name: str, out: Path, **options: Any) -> saec.Artifact:
+    """Return what compressing the tables of a folder gives: the artifact of a name in ARTIFACTS."""
+    dtype, fields = ARTIFACTS[name]
     return saec.compress(
         folder / "tables.safetensors",
         weights=folder / "weights.npz",
-        codewords={name: asked for name, (_, _, _, asked) in FIELDS.items()},
+        codewords={field: FIELDS[field][3] for field in fields},
+        codewords_dtype=dtype,
+        fields=[*map(glob.escape, fields)],
         out=out,
         **PARAMETERS,
         **options,
@@ -125,7 +138,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tables.safetensors").write_bytes(tables())
     np.savez_compressed(folder / "weights.npz", **weights())  # type: ignore[arg-type]
-    (compress(folder, folder / "v1.saec").path / "run.json").unlink()  # it tells of the machine
+    for name in ARTIFACTS:
+        artifact = compress(folder, name, folder / f"{name}.saec")
+        (artifact.path / "run.json").unlink()  # it tells of the machine
 
 
 if __name__ == "__main__":

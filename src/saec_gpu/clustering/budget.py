@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from saec_gpu.codewords import codebook_bytes
 from saec_gpu.errors import ParamError
 from saec_gpu.packing import packed_size
 from saec_gpu.sources import TableField
@@ -17,23 +18,22 @@ logger = logging.getLogger(__name__)
 
 MOST_BY_FRACTION = 65_536  # 16-bit codes; who wants more asks for a number
 MOST_CODEWORDS = 2**20
-CODEWORD_BYTES = 4  # float32
 BISECTIONS = 60  # halves (0, 1] down to neighbouring float64 numbers
 
 CodewordsParam = int | float | Mapping[str, int | float]
 
 
-def encoded_bytes(field: TableField, n_codewords: int) -> int:
+def encoded_bytes(field: TableField, n_codewords: int, codewords_dtype: str = "float32") -> int:
     """Return counted bytes of a field's codebook and codes, or of its rows where that is less."""
     if field.n_rows == 0:
         return 0
-    coded = n_codewords * field.dim * CODEWORD_BYTES + packed_size(field.n_rows, n_codewords)
-    return min(coded, field.nbytes)
+    codebook = codebook_bytes(n_codewords, field.dim, codewords_dtype)
+    return min(codebook + packed_size(field.n_rows, n_codewords), field.nbytes)
 
 
-def kept_whole(field: TableField, n_codewords: int) -> bool:
+def kept_whole(field: TableField, n_codewords: int, codewords_dtype: str = "float32") -> bool:
     """Return whether codes would gain nothing, so that the field's rows are stored as they are."""
-    return encoded_bytes(field, n_codewords) == field.nbytes
+    return encoded_bytes(field, n_codewords, codewords_dtype) == field.nbytes
 
 
 def codewords_by_field(
@@ -88,7 +88,9 @@ def _field_codewords(field: TableField, asked: Any) -> int:
     )
 
 
-def codewords_for_ratio(fields: Mapping[str, TableField], ratio: float) -> dict[str, int]:
+def codewords_for_ratio(
+    fields: Mapping[str, TableField], ratio: float, codewords_dtype: str = "float32"
+) -> dict[str, int]:
     """Return codewords such that the tables shrink by `ratio`, counted bytes for counted bytes.
 
     One fraction of the rows for every field, the largest whose codebooks and packed codes fit;
@@ -105,7 +107,10 @@ def codewords_for_ratio(fields: Mapping[str, TableField], ratio: float) -> dict[
     target = table_bytes / ratio
 
     def counted(fraction: float) -> int:
-        return sum(encoded_bytes(field, _rows_share(field, fraction)) for field in fields.values())
+        return sum(
+            encoded_bytes(field, _rows_share(field, fraction), codewords_dtype)
+            for field in fields.values()
+        )
 
     low, high = 0.0, 1.0
     if counted(low) > target:
