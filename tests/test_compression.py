@@ -345,7 +345,7 @@ def test_ratio_is_met_from_above_and_nearly(
 
 
 def test_fraction_is_capped_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    from saec_gpu.clustering.budget import codewords_by_field
+    from saec_gpu.clustering.asked import codewords_by_field
     from saec_gpu.sources import TableField
 
     fields = {"user": TableField("user", 10**9, 16, "float32")}

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 import saec_gpu as saec
-from saec_gpu.clustering.budget import codewords_by_field
 from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
+from saec_gpu.compression import plans_by_number
 from saec_gpu.errors import ParamError, WeightError
 from saec_gpu.inspection import Inspection, WeightSummary, as_json, inspect_tables
 
@@ -34,8 +34,8 @@ def inspected(
 ) -> Inspection:
     source = saec.open_tables(tables)
     vectors = None if weights is None else saec.open_weights(weights, source)
-    asked = codewords_by_field(source.fields, codewords)
-    return inspect_tables(source, vectors, asked, codewords_dtype=codewords_dtype, threads=1)
+    plans = plans_by_number(source.fields, codewords, codewords_dtype)
+    return inspect_tables(source, vectors, plans, threads=1)
 
 
 def test_hand_computed_weights() -> None:

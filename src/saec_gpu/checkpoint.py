@@ -1,6 +1,7 @@
 """What a run leaves behind so that, killed at any moment, it continues to the same bytes.
 
     DIR/run.json                  parameters, state of the sources; a run with others is refused
+    DIR/allocation.json           of a budget: curves, and the bytes found in each round
     DIR/<number>.statistics.npz   once a field's rows were read for the first time
     DIR/<number>.fit.npz          after passes of the fit
     DIR/<number>.done.npz         the finished codebook and record; codes beside it
@@ -30,6 +31,7 @@ from saec_gpu.data import Sample, Statistics
 from saec_gpu.errors import CheckpointError
 
 CHECKPOINT_VERSION = 1
+ALLOCATION = "allocation.json"
 CODES_ENDING = ".codes.npy"
 # saving a fit may cost at most a twentieth of the time
 SAVE_SHARE = 20
@@ -167,6 +169,20 @@ class Checkpoint:
             return None
         codebook = StoredCodewords(arrays["codebook"], arrays.get("scales"))
         return codebook, json.loads(arrays["record"].tobytes())
+
+    def forget(self, number: int) -> None:
+        """Remove what was kept of a field; its codes are removed by who wrote them."""
+        for what in ("done", "fit", "statistics"):
+            (self.folder / f"{number}.{what}.npz").unlink(missing_ok=True)
+
+    def save_allocation(self, content: Mapping[str, Any]) -> None:
+        """Keep how a budget was split so far, JSON-able."""
+        _write(self.folder / ALLOCATION, _json_bytes(content))
+
+    def allocation(self) -> Any:
+        """Return how a budget was split so far, None if that was not kept."""
+        path = self.folder / ALLOCATION
+        return _read_json(path) if path.exists() else None
 
 
 def codes_path(folder: Path, number: int) -> Path:

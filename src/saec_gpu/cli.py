@@ -150,13 +150,29 @@ Codewords = Annotated[
 ]
 Ratio = Annotated[
     float | None,
-    typer.Option(help="Instead of --codewords: how many times smaller, counted bytes."),
+    typer.Option(
+        help="Instead of --codewords: how many times smaller all tables together shall be, counted "
+        "bytes. They are split over the fields so that the weighted error is least."
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="The same as a size, such as 161MB."),
+]
+Sensitivity = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FIELD=NUMBER",
+        help="How much an error of this field matters beside others when bytes are split; 1 if not "
+        "given (repeatable).",
+    ),
 ]
 CodewordsDtype = Annotated[
-    Literal["float32", "float16", "int8"],
+    Literal["auto", "float32", "float16", "int8"],
     typer.Option(
         help="How codewords are stored: int8 takes a scale a codeword, and leaves room for more "
-        "codewords in the same bytes."
+        "codewords in the same bytes. auto: --ratio and --budget choose for each field, float32 "
+        "without them."
     ),
 ]
 Backend = Annotated[
@@ -231,8 +247,10 @@ def compress(
     out: Annotated[Path, typer.Option(help="Artifact to write, customarily NAME.saec.")],
     weights: Weights = None,
     ratio: Ratio = None,
+    budget: Budget = None,
+    sensitivity: Sensitivity = None,
     codewords: Codewords = None,
-    codewords_dtype: CodewordsDtype = "float32",
+    codewords_dtype: CodewordsDtype = "auto",
     fields: Fields = None,
     checkpoint: Annotated[
         Path | None,
@@ -268,15 +286,16 @@ def compress(
     from saec_gpu.compression import compress as run
     from saec_gpu.sources import open_tables
 
-    asked = _asked_codewords(codewords, ratio)
+    asked = _asked_codewords(codewords, ratio, budget)
     tables = open_tables(source, fields=fields)
     begun = time.perf_counter()
     with console.ProgressDisplay(quiet=as_json) as progress:
         artifact = run(
             tables, weights=weights, codewords=_by_field(asked, tables.fields), ratio=ratio,
-            codewords_dtype=codewords_dtype, out=out, backend=backend, seed=seed,
-            max_iter=max_iter, tol=tol, chunk_rows=chunk_rows, memory=memory, threads=threads,
-            checkpoint=checkpoint, overwrite=overwrite, progress=progress,
+            budget=budget, sensitivity=_scales(sensitivity), codewords_dtype=codewords_dtype,
+            out=out, backend=backend, seed=seed, max_iter=max_iter, tol=tol, chunk_rows=chunk_rows,
+            memory=memory, threads=threads, checkpoint=checkpoint, overwrite=overwrite,
+            progress=progress,
         )  # fmt: skip
     if as_json:
         console.print_json(_artifact_json(artifact))
@@ -285,14 +304,28 @@ def compress(
         _print_sizes(artifact, time.perf_counter() - begun)
 
 
+def _scales(options: Sequence[str] | None) -> dict[str, float] | None:
+    """Return the numbers of --sensitivity by field, None without any."""
+    scales = {}
+    for text in options or []:
+        field, _, number = text.rpartition("=")
+        try:
+            scales[field] = float(number)
+        except ValueError as err:
+            raise typer.BadParameter(
+                f"{text!r}: give FIELD=number", param_hint="--sensitivity"
+            ) from err
+    return scales or None
+
+
 def _asked_codewords(
-    options: Sequence[str] | None, ratio: float | None
+    options: Sequence[str] | None, ratio: float | None, budget: str | None
 ) -> dict[str | None, int | float]:
     """Return the numbers of --codewords by field; that for all others stands under None."""
-    if options and ratio is not None:
+    if bool(options) + (ratio is not None) + (budget is not None) > 1:
         raise typer.BadParameter(
-            "each decides the number of codewords; give one of the two",
-            param_hint=["--codewords", "--ratio"],
+            "each decides the number of codewords; give one of them",
+            param_hint=["--codewords", "--ratio", "--budget"],
         )
     asked: dict[str | None, int | float] = {}
     for text in options or []:
@@ -391,8 +424,10 @@ def inspect(
     ],
     weights: Weights = None,
     ratio: Ratio = None,
+    budget: Budget = None,
+    sensitivity: Sensitivity = None,
     codewords: Codewords = None,
-    codewords_dtype: CodewordsDtype = "float32",
+    codewords_dtype: CodewordsDtype = "auto",
     fields: Fields = None,
     threads: Threads = None,
     as_json: Json = False,
@@ -400,30 +435,37 @@ def inspect(
     """List what SOURCE holds, and what compressing it would take.
 
     Fields with rows, dims and bytes; with --weights also how the lookups are spread; bytes and
-    memory for the codewords asked. Reads no rows. Of an artifact: fields, sizes and errors.
+    memory for the codewords asked. Reads no rows, but for --ratio and --budget samples of them. Of
+    an artifact: fields, sizes and errors.
     """
     from saec_gpu.backends import open_backend
-    from saec_gpu.compression import asked_codewords
+    from saec_gpu.compression import allocate, asked_bytes, plans_by_number, plans_of
     from saec_gpu.inspection import as_json as inspection_json
     from saec_gpu.inspection import inspect_tables
     from saec_gpu.sources import open_tables, open_weights
 
     if (Path(source) / "manifest.json").exists():
-        if weights or ratio or codewords or fields or codewords_dtype != "float32":
+        if weights or ratio or budget or sensitivity or codewords or fields:
             raise typer.BadParameter("an artifact is shown as it is; these options are for tables")
         _inspect_artifact(source, as_json=as_json)
         return
-    asked = _asked_codewords(codewords, ratio)
+    asked = _asked_codewords(codewords, ratio, budget)
     tables = open_tables(source, fields=fields)
     vectors = None if weights is None else open_weights(weights, tables)
-    with console.ProgressDisplay(quiet=as_json):
-        numbers = asked_codewords(
-            tables.fields, _by_field(asked, tables.fields), ratio, codewords_dtype
-        )
-        cores = open_backend("cpu", threads=threads).threads
-        found = inspect_tables(
-            tables, vectors, numbers, codewords_dtype=codewords_dtype, threads=cores
-        )
+    numbers = _by_field(asked, tables.fields)
+    total = asked_bytes(tables.fields, numbers, ratio, budget)
+    engine = open_backend("cpu", threads=threads)
+    with console.ProgressDisplay(quiet=as_json) as progress:
+        if total is None:
+            plans, estimates = plans_by_number(tables.fields, numbers, codewords_dtype), None
+        else:
+            allocation = allocate(
+                engine, tables, vectors, total, codewords_dtype=codewords_dtype,
+                sensitivity=_scales(sensitivity), progress=progress,
+            )  # fmt: skip
+            plans = plans_of(allocation, tables.fields)
+            estimates = {name: point.nbytes for name, point in allocation.chosen.items()}
+        found = inspect_tables(tables, vectors, plans, estimates=estimates, threads=engine.threads)
     if as_json:
         console.print_json({**inspection_json(found), "skipped": dict(tables.skipped)})
         return
@@ -446,8 +488,8 @@ def inspect(
     for name, why in tables.skipped.items():
         print(f"no table: {name} {why}")
     print(
-        f"{console.human_bytes(found.bytes_before)} → {console.human_bytes(found.bytes_after)} at "
-        f"most, {found.bytes_before / found.bytes_after:.2f} times smaller"
+        f"{console.human_bytes(found.bytes_before)} → {console.human_bytes(found.bytes_after)}"
+        f"{' at most' if total is None else ', about'}, {found.bytes_before / found.bytes_after:.2f} times smaller"
     )
     print(
         f"memory: {console.human_bytes(found.memory_once)} to read every row once, "

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 5.0  # between plain lines
 UNBOUNDED = 100_000  # columns of a file or a pipe
 STAGES = {
+    "curves": "measuring",
     "statistics": "reading",
     "seeding": "seeding",
     "fit": "clustering",

@@ -209,9 +209,9 @@ class Progress:
     Attributes
     ----------
     stage : str
-        "statistics", "seeding", "fit", "codes" or "write".
+        "curves", "statistics", "seeding", "fit", "codes" or "write".
     done, total : int
-        Rows (seeding and write: fields) of this stage; of this pass in "fit".
+        Rows (curves, seeding and write: fields) of this stage; of this pass in "fit".
     unit : str
         "rows" or "fields".
     iteration : int
@@ -220,7 +220,7 @@ class Progress:
         Fields that still move.
     """
 
-    stage: Literal["statistics", "seeding", "fit", "codes", "write"]
+    stage: Literal["curves", "statistics", "seeding", "fit", "codes", "write"]
     done: int
     total: int
     unit: Literal["rows", "fields"] = "rows"

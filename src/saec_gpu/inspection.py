@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from saec_gpu.clustering.budget import encoded_bytes
+from saec_gpu.clustering.asked import FieldPlan, encoded_bytes
 from saec_gpu.clustering.statistics import check_weights
-from saec_gpu.codewords import CodewordsDtype
 from saec_gpu.errors import ParamError
 from saec_gpu.sources import TableField, TableSource, WeightSource
 from saec_gpu.stream import READS_HELD, FieldWork, ResidencySet, plan_sets
@@ -48,7 +47,7 @@ class FieldInspection:
     codewords : int
         As asked, at most one a row.
     bytes_after : int
-        Counted bytes of codebook and codes, if all codewords are used.
+        Counted bytes of codebook and codes: at most, or as estimated of a budget.
     """
 
     table: TableField
@@ -87,12 +86,21 @@ class Inspection:
 def inspect_tables(
     source: TableSource,
     weights: WeightSource | None,
-    codewords: Mapping[str, int],
+    plans: Mapping[str, FieldPlan],
     *,
-    codewords_dtype: CodewordsDtype,
+    estimates: Mapping[str, int] | None = None,
     threads: int,
 ) -> Inspection:
     """Return what is known of a source without reading its rows; weights are read.
+
+    Parameters
+    ----------
+    source : TableSource
+    weights : WeightSource or None
+    plans : mapping of field to FieldPlan
+    estimates : mapping of field to int, optional
+        Counted bytes after, where better is known than what codebook and planes take at most.
+    threads : int
 
     Raises
     ------
@@ -106,11 +114,12 @@ def inspect_tables(
     fields, works = [], []
     for name, table in source.fields.items():
         weighted = weights is not None and name in weights.fields
-        asked = min(codewords[name], table.n_rows)
+        asked = min(plans[name].codewords, table.n_rows)
         if table.n_rows:
             works.append(FieldWork(name, table.n_rows, table.dim, weighted, asked))
         summary = summarise(weights, name) if weighted and weights is not None else None
-        after = encoded_bytes(table, asked, codewords_dtype)
+        after = encoded_bytes(table, asked, plans[name].dtype)
+        after = (estimates or {}).get(name, after)
         fields.append(FieldInspection(table, summary, asked, after))
 
     def plan(memory: int) -> Sequence[ResidencySet]:

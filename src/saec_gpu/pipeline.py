@@ -16,14 +16,14 @@ import numpy as np
 from saec_gpu.artifact_writer import EncodedField
 from saec_gpu.backends.protocol import Assignment, Backend
 from saec_gpu.checkpoint import Checkpoint, codes_path
-from saec_gpu.clustering.budget import kept_whole
+from saec_gpu.clustering.asked import FieldPlan, kept_whole
 from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
 from saec_gpu.clustering.seeding import seed_codewords
 from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
-from saec_gpu.codewords import CodewordsDtype, StoredCodewords, store
+from saec_gpu.codewords import StoredCodewords, codebook_bytes, store
 from saec_gpu.data import Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
-from saec_gpu.packing import PlaneWriter
+from saec_gpu.packing import PlaneWriter, packed_size
 from saec_gpu.sources import TableSource, WeightSource
 from saec_gpu.stream import FieldWork, Piece, ResidencySet, RowStream
 
@@ -37,20 +37,24 @@ R = TypeVar("R")
 class Params:
     """What decides the result; recorded in the manifest and held against a checkpoint."""
 
-    codewords: Mapping[str, int]
     seed: int
     max_iter: int
     tol: float
-    codewords_dtype: CodewordsDtype
+    codewords_dtype: str
+    budget: int | None = None
+    sensitivity: Mapping[str, float] | None = None
 
     def manifest(self) -> dict[str, Any]:
         """Return what the manifest records beside the fields."""
-        return {
+        asked = {
             "seed": self.seed,
             "max_iter": self.max_iter,
             "tol": self.tol,
             "codewords_dtype": self.codewords_dtype,
         }
+        if self.budget is not None:
+            asked |= {"budget": self.budget, "sensitivity": dict(self.sensitivity or {})}
+        return asked
 
 
 @dataclass(eq=False)
@@ -60,6 +64,7 @@ class Pipeline:
     source: TableSource
     weights: WeightSource | None
     params: Params
+    plans: Mapping[str, FieldPlan]
     backend: Backend
     folder: Path
     checkpoint: Checkpoint | None
@@ -76,11 +81,22 @@ class Pipeline:
             if self.source.fields[name].n_rows == 0:
                 none = np.zeros((0, self.source.fields[name].dim), np.float32)
                 self.codebooks[name] = self._stored(name, none)
-                self.records[name] = {"codewords_asked": self.params.codewords[name]}
+                self.records[name] = {"codewords_asked": self.plans[name].codewords}
             elif (
                 self.checkpoint is not None and (found := self.checkpoint.done(number)) is not None
             ):
                 self.codebooks[name], self.records[name] = found
+
+    def replan(self, plans: Mapping[str, FieldPlan]) -> None:
+        """Forget what came of the fields whose plans are other ones now."""
+        for name in [name for name in self.records if plans[name] != self.plans[name]]:
+            del self.records[name]
+            self.codebooks.pop(name, None)
+            self.rechecked.pop(name, None)
+            self.codes_path(name).unlink(missing_ok=True)
+            if self.checkpoint is not None:
+                self.checkpoint.forget(self.numbers[name])
+        self.plans = plans
 
     def unfinished(self) -> list[str]:
         """Return the fields that are still to be clustered."""
@@ -93,7 +109,7 @@ class Pipeline:
     def work(self, name: str) -> FieldWork:
         """Return what planning needs to know of the field."""
         table = self.source.fields[name]
-        codewords = min(self.params.codewords[name], table.n_rows)
+        codewords = min(self._limit(name), table.n_rows)
         return FieldWork(name, table.n_rows, table.dim, self.weighted(name), codewords)
 
     def codes_path(self, name: str) -> Path:
@@ -107,15 +123,7 @@ class Pipeline:
         for name in names:
             self.rechecked.pop(name, None)  # of a try that ended for want of memory
         statistics = self._timed("statistics", self._statistics, stream, names)
-        whole = {
-            name
-            for name in names
-            if kept_whole(
-                self.source.fields[name],
-                self._codewords(name, statistics[name]),
-                self.params.codewords_dtype,
-            )
-        }
+        whole = {name for name in names if self._kept_whole(name, statistics[name])}
         fits = self._timed(
             "seeding",
             self._seeds,
@@ -143,12 +151,18 @@ class Pipeline:
         return result
 
     def _stored(self, name: str, codewords: Float32) -> StoredCodewords:
-        return store(codewords, self.params.codewords_dtype, field=name)
+        return store(codewords, self.plans[name].dtype, field=name)
 
-    def _codewords(self, name: str, statistics: Statistics) -> int:
-        """Return how many codewords the field can have at most."""
-        distinct = statistics.distinct
-        return self.params.codewords[name] if distinct is None else len(distinct)
+    def _limit(self, name: str) -> int:
+        """Return the most codewords that the field can get."""
+        return 1 if self.plans[name].whole else self.plans[name].codewords
+
+    def _kept_whole(self, name: str, statistics: Statistics) -> bool:
+        plan, distinct = self.plans[name], statistics.distinct
+        if plan.whole is not None:
+            return plan.whole
+        codewords = plan.codewords if distinct is None else len(distinct)
+        return kept_whole(self.source.fields[name], codewords, plan.dtype)
 
     def _statistics(self, stream: RowStream, names: Collection[str]) -> dict[str, Statistics]:
         known: dict[str, Statistics] = {}
@@ -167,7 +181,7 @@ class Pipeline:
             table = self.source.fields[name]
             if builder is None:
                 builder = StatisticsBuilder(
-                    name, table.n_rows, table.dim, self.params.codewords[name], self.params.seed,
+                    name, table.n_rows, table.dim, self._limit(name), self.params.seed,
                     weighted=self.weighted(name),
                 )  # fmt: skip
             builder.add(
@@ -198,7 +212,7 @@ class Pipeline:
             )
             if not restored:
                 fits[name].codewords = seed_codewords(
-                    one.sample, self.params.codewords[name], self.params.seed, name
+                    one.sample, self.plans[name].codewords, self.params.seed, name
                 )
         return fits
 
@@ -305,7 +319,7 @@ class Pipeline:
         if self.weighted(name):
             weights = "given" if statistics.weighted else "all zero"
         record: dict[str, Any] = {
-            "codewords_asked": self.params.codewords[name],
+            "codewords_asked": self.plans[name].codewords,
             "weights": weights,
             "rule": "nearest",
             "iterations": 0,
@@ -318,6 +332,15 @@ class Pipeline:
             record["stopped"] = fitted.stopped
             record["sample"] = {"rows": len(statistics.sample.index), "of": statistics.n_rows}
         return record
+
+    def counted_bytes(self, name: str) -> int:
+        """Return the bytes of a finished field's codebook and codes, or of its rows if kept."""
+        table, stored = self.source.fields[name], self.codebooks.get(name)
+        if stored is None:
+            return table.nbytes
+        codewords = len(stored.values)
+        codebook = codebook_bytes(codewords, table.dim, stored.dtype)
+        return codebook + packed_size(table.n_rows, codewords)
 
     def encoded(self, name: str) -> EncodedField:
         """Return the field as the artifact takes it."""

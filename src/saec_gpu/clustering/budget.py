@@ -1,129 +1,201 @@
-"""How many codewords each field gets."""
+"""Codewords per field under one budget of bytes: the least weighted distortion of all tables.
+
+Each field's curve is reduced to its lower convex hull, from no codeword kept to every row kept
+whole. Steps along the hulls are taken in order of what they spare for a byte (the greedy choice of
+Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE Trans. ASSP
+36(9), 1988, which is the best there is at each of its own totals); what is left is spent between
+points of the curves.
+"""
 
 from __future__ import annotations
 
-import logging
-import math
+import heapq
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
-import numpy as np
-
+from saec_gpu.clustering.curves import Point
 from saec_gpu.codewords import codebook_bytes
 from saec_gpu.errors import ParamError
-from saec_gpu.packing import packed_size
 from saec_gpu.sources import TableField
 
-logger = logging.getLogger(__name__)
-
-MOST_BY_FRACTION = 65_536  # 16-bit codes; who wants more asks for a number
-MOST_CODEWORDS = 2**20
-BISECTIONS = 60  # halves (0, 1] down to neighbouring float64 numbers
-
-CodewordsParam = int | float | Mapping[str, int | float]
+FIRST_AIM = 0.99  # of the budget: estimates of code bytes err by a hundredth or so
+NEXT_AIM = 0.996  # once they were corrected
+LESS_EACH_TIME = 0.004
+LEAST_USED = 0.98  # of the budget, where more could be used at all
 
 
-def encoded_bytes(field: TableField, n_codewords: int, codewords_dtype: str = "float32") -> int:
-    """Return counted bytes of a field's codebook and codes, or of its rows where that is less."""
-    if field.n_rows == 0:
-        return 0
-    codebook = codebook_bytes(n_codewords, field.dim, codewords_dtype)
-    return min(codebook + packed_size(field.n_rows, n_codewords), field.nbytes)
+@dataclass(frozen=True)
+class FieldCurve:
+    """What choosing needs to know of one field.
+
+    Attributes
+    ----------
+    table : TableField
+    points : tuple of Point
+        As measured.
+    sensitivity : float
+        Scales the distortion.
+    code_share : float
+        Bytes of its codes as they were found to be, relative to those estimated; 1 before.
+    """
+
+    table: TableField
+    points: tuple[Point, ...]
+    sensitivity: float = 1.0
+    code_share: float = 1.0
+
+    def options(self) -> list[Point]:
+        """Return the points, code bytes corrected, and that of all rows kept."""
+        whole = Point(self.table.n_rows, "whole", 0.0, self.table.nbytes, 0)
+        corrected = [
+            replace(one, code_bytes=round(one.code_bytes * self.code_share)) for one in self.points
+        ]
+        return [*corrected, whole]
+
+    def hull(self) -> list[Point]:
+        """Return the options that some price of a byte makes best, from the smallest on."""
+        kept: list[Point] = []
+        for one in sorted(self.options(), key=lambda p: (p.nbytes, p.distortion, p.dtype)):
+            if kept and one.distortion >= kept[-1].distortion:
+                continue
+            while len(kept) > 1 and _gain(kept[-2], kept[-1]) <= _gain(kept[-2], one):
+                kept.pop()
+            kept.append(one)
+        return kept
+
+    def between(self, low: Point, most_bytes: int) -> Point | None:
+        """Return the greatest number of codewords above `low`, of its dtype, within the bytes.
+
+        Between two measured numbers everything is taken to change evenly.
+        """
+        if low.dtype == "whole":
+            return None
+        same = [p for p in self.options() if p.dtype == low.dtype and p.codewords >= low.codewords]
+        found = None
+        for one, other in pairwise(sorted(same, key=lambda p: p.codewords)):
+            steps = other.codewords - one.codewords
+            fit, beyond = 0, steps + 1
+            while beyond - fit > 1:
+                middle = (fit + beyond) // 2
+                if self._at(one, other, middle).nbytes <= most_bytes:
+                    fit = middle
+                else:
+                    beyond = middle
+            if fit > 0:
+                found = self._at(one, other, fit)
+            if fit < steps:
+                break
+        return found
+
+    def _at(self, one: Point, other: Point, step: int) -> Point:
+        """Return the point `step` codewords after one of two neighbours."""
+        share = step / (other.codewords - one.codewords)
+        codewords = one.codewords + step
+        return replace(
+            one,
+            codewords=codewords,
+            distortion=one.distortion + (other.distortion - one.distortion) * share,
+            codebook_bytes=codebook_bytes(codewords, self.table.dim, one.dtype),
+            code_bytes=one.code_bytes + round((other.code_bytes - one.code_bytes) * share),
+        )
 
 
-def kept_whole(field: TableField, n_codewords: int, codewords_dtype: str = "float32") -> bool:
-    """Return whether codes would gain nothing, so that the field's rows are stored as they are."""
-    return encoded_bytes(field, n_codewords, codewords_dtype) == field.nbytes
+def _gain(one: Point, other: Point) -> float:
+    """Return the distortion that a byte more spares."""
+    return (one.distortion - other.distortion) / (other.nbytes - one.nbytes)
 
 
-def codewords_by_field(
-    fields: Mapping[str, TableField], codewords: CodewordsParam
-) -> dict[str, int]:
-    """Return the codewords asked of each field.
+def choose(curves: Mapping[str, FieldCurve], budget: int) -> dict[str, Point]:
+    """Return the point of each field, at most `budget` bytes together.
+
+    Raises
+    ------
+    ParamError
+        The least that every field can take is more than the budget.
+    """
+    hulls = {name: curve.hull() for name, curve in curves.items()}
+    places = dict.fromkeys(hulls, 0)
+    left = budget - sum(hull[0].nbytes for hull in hulls.values())
+    if left < 0:
+        least, table = budget - left, sum(curve.table.nbytes for curve in curves.values())
+        raise ParamError(
+            f"{budget:,} bytes were given for all fields, but one codeword a field already takes "
+            f"{least:,} of the tables' {table:,}; the most that can be asked here is "
+            f"ratio={table / least:.4g}"
+        )
+    steps: list[tuple[float, str]] = []
+
+    def offer(name: str) -> None:
+        hull, place = hulls[name], places[name]
+        if place + 1 < len(hull):
+            gain = curves[name].sensitivity * _gain(hull[place], hull[place + 1])
+            heapq.heappush(steps, (-gain, name))
+
+    for name in hulls:
+        offer(name)
+    too_dear: list[str] = []  # the best first
+    while steps:
+        _, name = heapq.heappop(steps)
+        hull, place = hulls[name], places[name]
+        cost = hull[place + 1].nbytes - hull[place].nbytes
+        if cost > left:
+            too_dear.append(name)
+            continue
+        places[name] += 1
+        left -= cost
+        offer(name)
+    chosen = {name: hull[places[name]] for name, hull in hulls.items()}
+    for name in too_dear:
+        one = chosen[name]
+        chosen[name] = curves[name].between(one, one.nbytes + left) or one
+        left -= chosen[name].nbytes - one.nbytes
+    return chosen
+
+
+class Allocation:
+    """A choice that is corrected until the bytes that came of it are within the budget, and use it.
 
     Parameters
     ----------
-    fields : mapping of name to TableField
-    codewords : int, fraction or mapping
-        A number for every field; a fraction in (0, 1] of its rows, at most 65,536; or one of both
-        for each field by name.
+    curves : mapping of name to FieldCurve
+    budget : int
+        Counted bytes of all fields.
 
-    Raises
-    ------
-    ParamError
-        A number below 1 or above 2^20, a fraction outside (0, 1], names that are not the fields'.
+    Attributes
+    ----------
+    chosen : dict of name to Point
     """
-    if isinstance(codewords, Mapping):
-        unknown = sorted(set(codewords) - set(fields))
-        missing = sorted(set(fields) - set(codewords))
-        if unknown or missing:
-            raise ParamError(
-                f"codewords must name each field once; unknown: {unknown or 'none'}, missing: "
-                f"{missing or 'none'}; the fields are {sorted(fields)}"
-            )
-        return {name: _field_codewords(field, codewords[name]) for name, field in fields.items()}
-    return {name: _field_codewords(field, codewords) for name, field in fields.items()}
+
+    def __init__(self, curves: Mapping[str, FieldCurve], budget: int) -> None:
+        self.curves = dict(curves)
+        self._budget = budget
+        self._aim = FIRST_AIM
+        self.chosen = choose(self.curves, self._bytes_aimed_at())
+
+    def _bytes_aimed_at(self) -> int:
+        least = sum(curve.hull()[0].nbytes for curve in self.curves.values())
+        return max(int(self._budget * self._aim), min(least, self._budget))
+
+    def settled(self, found: Mapping[str, int]) -> bool:
+        """Return whether the bytes found of each field will do; if not, choose anew.
+
+        Where most of a budget stays free though nothing more can be had for it, that will do too.
+        """
+        used = sum(found.values())
+        for name, point in self.chosen.items():
+            codes = found[name] - point.codebook_bytes
+            if point.dtype != "whole" and point.code_bytes > 0 and codes > 0:
+                share = self.curves[name].code_share * codes / point.code_bytes
+                self.curves[name] = replace(self.curves[name], code_share=share)
+        if LEAST_USED * self._budget <= used <= self._budget:
+            return True
+        self._aim = min(NEXT_AIM, self._aim if used < self._budget else self._aim - LESS_EACH_TIME)
+        if used < self._budget:
+            self._aim = NEXT_AIM
+        before, self.chosen = self.chosen, choose(self.curves, self._bytes_aimed_at())
+        return used <= self._budget and _sizes(before) == _sizes(self.chosen)
 
 
-def _field_codewords(field: TableField, asked: Any) -> int:
-    if isinstance(asked, int | np.integer) and not isinstance(asked, bool):
-        if not 1 <= asked <= MOST_CODEWORDS:
-            raise ParamError(
-                f'{asked} codewords were asked of field "{field.name}"; give 1 to '
-                f"{MOST_CODEWORDS}, or a fraction such as 0.01"
-            )
-        return int(asked)
-    if isinstance(asked, float | np.floating) and 0.0 < asked <= 1.0:
-        wanted = max(1, round(float(asked) * field.n_rows))
-        if wanted > MOST_BY_FRACTION:
-            logger.info(
-                'field "%s": %s of %d rows would be %d codewords; %d are taken, the most that a '
-                "fraction gives; ask for a number to have more",
-                field.name, asked, field.n_rows, wanted, MOST_BY_FRACTION,
-            )  # fmt: skip
-        return min(wanted, MOST_BY_FRACTION)
-    raise ParamError(
-        f'codewords={asked!r} was given for field "{field.name}"; give a whole number from 1, or a '
-        "fraction of the rows in (0, 1]"
-    )
-
-
-def codewords_for_ratio(
-    fields: Mapping[str, TableField], ratio: float, codewords_dtype: str = "float32"
-) -> dict[str, int]:
-    """Return codewords such that the tables shrink by `ratio`, counted bytes for counted bytes.
-
-    One fraction of the rows for every field, the largest whose codebooks and packed codes fit;
-    fields where codes would gain nothing are kept whole and counted so.
-
-    Raises
-    ------
-    ParamError
-        The ratio is not above 1, or out of reach even with one codeword a field.
-    """
-    if not (isinstance(ratio, int | float | np.number) and math.isfinite(ratio) and ratio > 1):
-        raise ParamError(f"ratio={ratio!r} was given; give a number above 1, such as 27.7")
-    table_bytes = sum(field.nbytes for field in fields.values())
-    target = table_bytes / ratio
-
-    def counted(fraction: float) -> int:
-        return sum(
-            encoded_bytes(field, _rows_share(field, fraction), codewords_dtype)
-            for field in fields.values()
-        )
-
-    low, high = 0.0, 1.0
-    if counted(low) > target:
-        raise ParamError(
-            f"ratio={ratio} was given, but one codeword a field already takes {counted(low)} of "
-            f"{table_bytes} bytes; the most that can be asked here is "
-            f"{table_bytes / counted(low):.4g}"
-        )
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if counted(middle) <= target else (low, middle)
-    return {name: _rows_share(field, low) for name, field in fields.items()}
-
-
-def _rows_share(field: TableField, fraction: float) -> int:
-    return min(max(1, round(fraction * field.n_rows)), MOST_BY_FRACTION)
+def _sizes(chosen: Mapping[str, Point]) -> dict[str, tuple[int, str]]:
+    return {name: (point.codewords, point.dtype) for name, point in chosen.items()}

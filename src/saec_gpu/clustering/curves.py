@@ -7,8 +7,8 @@ field of no more rows than the coreset is measured whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
 from saec_gpu.clustering.seeding import seed_codewords
 from saec_gpu.clustering.selection import Selection
 from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
-from saec_gpu.codewords import codebook_bytes, store
+from saec_gpu.codewords import CodewordsDtype, codebook_bytes, store
 from saec_gpu.data import Chunk, Codebook, Float32, Int64
 from saec_gpu.errors import ParamError
 from saec_gpu.layout import lay_out
@@ -40,8 +40,8 @@ class Point:
     Attributes
     ----------
     codewords : int
-    dtype : str
-        In which they are stored.
+    dtype : {"float32", "float16", "int8", "whole"}
+        In which they are stored; "whole": the rows themselves are.
     distortion : float
         Σ w·dist over the field, estimated.
     codebook_bytes, code_bytes : int
@@ -49,7 +49,7 @@ class Point:
     """
 
     codewords: int
-    dtype: str
+    dtype: CodewordsDtype | Literal["whole"]
     distortion: float
     codebook_bytes: int
     code_bytes: int
@@ -58,10 +58,6 @@ class Point:
     def nbytes(self) -> int:
         """Return the counted bytes."""
         return self.codebook_bytes + self.code_bytes
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the point as JSON-able values."""
-        return asdict(self)
 
 
 def grid(n_rows: int) -> list[int]:
@@ -80,7 +76,7 @@ def measure(
     fields: Sequence[TableField],
     select: Callable[[TableField], Selection],
     *,
-    dtypes: Sequence[str],
+    dtypes: Sequence[CodewordsDtype],
     seed: int,
     progress: Callable[[int], None],
 ) -> dict[str, tuple[Point, ...]]:
@@ -93,7 +89,7 @@ def measure(
         Each with rows.
     select : function
         Returns a field's coreset.
-    dtypes : sequence of str
+    dtypes : sequence of {"float32", "float16", "int8"}
         In which codewords may be stored.
     seed : int
     progress : function
@@ -210,7 +206,7 @@ def _storable(codewords: Float32, dtype: str) -> Float32 | None:
         return None
 
 
-def _point(field: TableField, dtype: str, distortion: float, counts: Int64) -> Point:
+def _point(field: TableField, dtype: CodewordsDtype, distortion: float, counts: Int64) -> Point:
     k = len(counts)
     return Point(
         k, dtype, distortion, codebook_bytes(k, field.dim, dtype), packed_size(field.n_rows, k)
