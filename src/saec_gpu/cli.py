@@ -489,7 +489,8 @@ def inspect(
         print(f"no table: {name} {why}")
     print(
         f"{console.human_bytes(found.bytes_before)} → {console.human_bytes(found.bytes_after)}"
-        f"{' at most' if total is None else ', about'}, {found.bytes_before / found.bytes_after:.2f} times smaller"
+        f"{' at most' if total is None else ', about'}, "
+        f"{found.bytes_before / found.bytes_after:.2f} times smaller"
     )
     print(
         f"memory: {console.human_bytes(found.memory_once)} to read every row once, "
