@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from saec_gpu.bench import billion
 from saec_gpu.bench import run as runner
 from saec_gpu.bench.agreement import defined_codes, inertia
 from saec_gpu.bench.cases import CASES, CaseData, FieldData, cases, find_case, load_case, write_case
@@ -21,7 +22,8 @@ from saec_gpu.bench.records import SCHEMA, append_record, read_records, without_
 from saec_gpu.bench.startup import measure_startup
 from saec_gpu.bench.worker import serve
 
-from saec_gpu.errors import MissingExtraError, ParamError, SaecError, SourceError
+from saec_gpu.data import Progress
+from saec_gpu.errors import CheckpointError, MissingExtraError, ParamError, SaecError, SourceError
 
 RECORD_KEYS = [
     "schema", "op", "backend", "case", "n_rows", "dim", "n_fields", "n_codewords", "dtype", "size",
@@ -351,6 +353,82 @@ def test_startup_record() -> None:
     json.dumps(record, allow_nan=False)
     with pytest.raises(ParamError, match="repeats=0"):
         measure_startup(repeats=0)
+
+
+def test_billion_record() -> None:
+    record = billion.measure_compression(
+        3000, dim=3, n_fields=3, weighted=True, memory="20MB", threads=1, max_iter=2
+    )
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert (record["op"], record["case"], record["backend"]) == ("compress", "billion", "cpu")
+    assert (record["n_rows"], record["dim"], record["n_fields"]) == (3001, 3, 3)
+    # Two fields of one row, and C03 with a codeword for a hundred rows.
+    assert record["n_codewords"] == 1 + 1 + 29
+    assert record["iterations"] == {"C01": 0, "C02": 0, "C03": 2}
+    assert record["encoding"]["flop"] == 2 * 2999 * 29 * 3
+    assert 0 < record["encoding"]["share_of_fma_peak"] < 1
+    assert record["options"] == {"max_iter": 2}
+    assert (record["weighted"], record["resumed"]) == (True, False)
+    seconds = record["seconds"]
+    assert {"statistics", "seeding", "fit", "codes", "total"} == set(seconds)
+    assert min(seconds.values()) > 0
+    assert record["rows_per_s"] == 3001 / seconds["total"]
+    assert record["peak_bytes"] >= record["before_bytes"] > 0
+    unweighted = billion.measure_compression(3000, dim=3, n_fields=3, max_iter=2)
+    assert unweighted["manifest_sha256"] != record["manifest_sha256"]
+
+
+def test_billion_resumes(tmp_path: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.stage == "codes":
+            raise KeyboardInterrupt
+
+    arguments: dict[str, Any] = {"dim": 3, "n_fields": 2, "max_iter": 2}
+    kept = tmp_path / "deep" / "kept"
+    with pytest.raises(KeyboardInterrupt):
+        billion.measure_compression(3000, checkpoint=kept, progress=interrupt, **arguments)
+    assert list(kept.parent.iterdir()) == [kept], "no artifact is left beside"
+    resumed = billion.measure_compression(3000, checkpoint=kept, **arguments)
+    assert resumed["resumed"]
+    assert resumed["rows_per_s"] is None
+    assert resumed["encoding"]["share_of_fma_peak"] is None
+    whole = billion.measure_compression(3000, **arguments)
+    assert resumed["manifest_sha256"] == whole["manifest_sha256"]
+    with pytest.raises(CheckpointError, match="tables was"):
+        billion.measure_compression(4000, checkpoint=kept, **arguments)
+
+
+def test_billion_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "results.jsonl"
+    command = [sys.executable, "-m", "saec_gpu.bench.billion", "--rows", "3e3", "--dim", "3"]
+    options = ["--fields", "2", "--max-iter", "1", "--threads", "1", "--append", str(out)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    (record,) = read_records([out])
+    assert json.loads(done.stdout) == record
+    assert (record["n_rows"], record["options"]) == (3000, {"backend": "auto", "max_iter": 1})
+    failed = subprocess.run(
+        [*command, "--memory", "many"], capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 1
+    assert "error: memory='many' was given" in failed.stderr
+
+
+@pytest.mark.parametrize(("kept", "said"), [(["--checkpoint", "kept"], True), ([], False)])
+def test_billion_interrupted(
+    kept: list[str],
+    said: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(billion, "measure_compression", interrupted)
+    monkeypatch.setattr(sys, "argv", ["billion", *kept])
+    with pytest.raises(SystemExit) as ended:
+        billion.main()
+    assert ended.value.code == 130
+    assert ("the same command continues" in capsys.readouterr().err) == said
 
 
 def test_command_line(tmp_path: Path) -> None:

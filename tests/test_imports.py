@@ -38,10 +38,10 @@ LEVELS = {
     "compression": 10,
     "verification": 11,
     "": 12,
-    "bench": 13,
     "console": 13,
     "doctor": 13,
-    "cli": 14,
+    "bench": 14,
+    "cli": 15,
 }
 
 # (from, to) that may point up, and why. Only where it runs on call or for

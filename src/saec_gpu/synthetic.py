@@ -137,14 +137,64 @@ def zipf_counts(n_rows: int, exponent: float, total: int, seed: int) -> NDArray[
     return rng.permutation(drawn).astype(np.float64)
 
 
+def recommender_sizes(n_rows_total: int, n_fields: int) -> tuple[dict[str, int], int]:
+    """Return the rows of each field and the lookups of all, in proportion to Criteo Kaggle.
+
+    Vocabularies and the number of samples are scaled to `n_rows_total`; more than 26 fields repeat
+    the vocabularies.
+
+    Parameters
+    ----------
+    n_rows_total, n_fields : int
+        Each at least 1.
+
+    Returns
+    -------
+    sizes : dict of int
+        Rows by name: "C01", "C02", …; at least one each, together `n_rows_total` up to rounding.
+    n_lookups : int
+        Samples, each of which looks up one row of every field.
+
+    Raises
+    ------
+    ParamError
+        A size is below 1.
+
+    Examples
+    --------
+    >>> recommender_sizes(1000, 3)
+    ({'C01': 1, 'C02': 1, 'C03': 1000}, 4524)
+    """
+    _at_least(1, n_rows_total=n_rows_total, n_fields=n_fields)
+    vocabularies = [CRITEO_VOCABULARIES[i % len(CRITEO_VOCABULARIES)] for i in range(n_fields)]
+    scale = n_rows_total / sum(vocabularies)
+    digits = max(2, len(str(n_fields)))
+    sizes = {
+        f"C{i:0{digits}}": max(1, round(vocabulary * scale))
+        for i, vocabulary in enumerate(vocabularies, 1)
+    }
+    return sizes, max(1, round(CRITEO_SAMPLES * scale))
+
+
+def mixture_components(n_rows: int) -> int:
+    """Return the number of components of a field: two for each codeword it is likely to get.
+
+    Examples
+    --------
+    >>> mixture_components(99), mixture_components(1000), mixture_components(10**9)
+    (2, 20, 2048)
+    """
+    return 2 * min(max(n_rows // 100, 1), 1024)
+
+
 def recommender_tables(
     n_rows_total: int, n_fields: int, dim: int, seed: int
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float64]]]:
     """Return embedding tables and lookup counts with the proportions of the Criteo Kaggle data set.
 
-    Vocabularies and the number of samples are scaled to `n_rows_total`; more than 26 fields repeat
-    the vocabularies. Rows are a mixture of 2 * clip(n / 100, 1, 1024) Gaussians per field, whose
-    weights follow Zipf's law with exponent 0.7: means of unit variance a column, sigma 0.6.
+    Sizes are those of `recommender_sizes`. Rows are a mixture of 2 * clip(n / 100, 1, 1024)
+    Gaussians per field, whose weights follow Zipf's law with exponent 0.7: means of unit variance a
+    column, sigma 0.6.
 
     Parameters
     ----------
@@ -171,16 +221,11 @@ def recommender_tables(
     >>> list(tables), tables["C03"].shape
     (['C01', 'C02', 'C03'], (1000, 4))
     """
-    _at_least(1, n_rows_total=n_rows_total, n_fields=n_fields, dim=dim)
-    vocabularies = [CRITEO_VOCABULARIES[i % len(CRITEO_VOCABULARIES)] for i in range(n_fields)]
-    scale = n_rows_total / sum(vocabularies)
-    n_lookups = max(1, round(CRITEO_SAMPLES * scale))
-    digits = max(2, len(str(n_fields)))
+    _at_least(1, dim=dim)
+    sizes, n_lookups = recommender_sizes(n_rows_total, n_fields)
     seeds = np.random.SeedSequence(seed).generate_state(2 * n_fields, np.uint64)
     tables, counts = {}, {}
-    for i, vocabulary in enumerate(vocabularies):
-        name = f"C{i + 1:0{digits}}"
-        n_rows = max(1, round(vocabulary * scale))
+    for i, (name, n_rows) in enumerate(sizes.items()):
         tables[name] = _mixture(n_rows, dim, int(seeds[2 * i]))
         counts[name] = zipf_counts(n_rows, _LOOKUP_EXPONENT, n_lookups, int(seeds[2 * i + 1]))
     return tables, counts
@@ -189,7 +234,7 @@ def recommender_tables(
 def _mixture(n_rows: int, dim: int, seed: int) -> NDArray[np.float32]:
     """Return rows drawn from a Gaussian mixture with Zipf weights."""
     rng = np.random.Generator(np.random.PCG64(seed))
-    n_components = 2 * min(max(n_rows // 100, 1), 1024)
+    n_components = mixture_components(n_rows)
     shares = np.arange(1, n_components + 1, dtype=np.float64) ** -_CLUSTER_EXPONENT
     edges = np.cumsum(shares)
     labels = np.searchsorted(edges, rng.random(n_rows) * edges[-1], side="right")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,15 @@ class StoredArray(Protocol):
 
     def read(self, start: int, out: NDArray[Any]) -> None:
         """Fill out (C order, storage dtype) with the rows start .. start + len(out)."""
+
+
+@runtime_checkable
+class MadeArray(Protocol):
+    """A StoredArray that is made when it is read, so that its content follows from its recipe."""
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """Return, JSON-able, what stands for the content in a fingerprint."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from saec_gpu.errors import SourceError
 from saec_gpu.sources.stored import (
     BLOCK_BYTES,
     TABLE_DTYPES,
+    MadeArray,
     StoredArray,
     describe,
     file_tag,
@@ -183,7 +184,8 @@ class TableSource:
         """Return what changes when the source does, as JSON-able data.
 
         For each file: name, size, modification time. For each array in memory: shape, dtype and
-        SHA-256 of the values in C order, which reads the array once.
+        SHA-256 of the values in C order, which reads the array once. For each array that is made
+        when it is read: its recipe.
         """
         return fingerprint(self._arrays)
 
@@ -193,12 +195,18 @@ def fingerprint(arrays: Mapping[str, StoredArray]) -> dict[str, Any]:
     files = sorted({array.origin for array in arrays.values() if array.origin is not None})
     return {
         "arrays": {
-            name: {"shape": list(array.shape), "dtype": array.dtype}
-            | ({"sha256": _sha256(array)} if array.origin is None else {})
+            name: {"shape": list(array.shape), "dtype": array.dtype} | _content(array)
             for name, array in arrays.items()
         },
         "files": [file_tag(file) for file in files],
     }
+
+
+def _content(array: StoredArray) -> dict[str, Any]:
+    """Return what stands for the content of an array that no file has, or nothing."""
+    if isinstance(array, MadeArray):
+        return dict(array.recipe)
+    return {"sha256": _sha256(array)} if array.origin is None else {}
 
 
 def _sha256(array: StoredArray) -> str:
