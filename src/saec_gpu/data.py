@@ -5,6 +5,7 @@ All are frozen; their arrays are not written to after they were made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -149,6 +150,15 @@ class Codebook:
     codewords: Float32
     fixed_point: FixedPoint | None = None
     middle: Float32 | None = None
+
+    def sum_factors(self) -> tuple[Float64, float]:
+        """Return 2^s_j, float64 (dim,), and 2^t; zeros where there is no fixed point."""
+        if self.fixed_point is None:
+            return np.zeros(self.codewords.shape[1]), 0.0
+        return (
+            np.ldexp(1.0, self.fixed_point.column_shifts),
+            math.ldexp(1.0, self.fixed_point.weight_shift),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -196,10 +196,7 @@ class CpuBackend:
             words[word : word + n_codewords * dim] = codebook.codewords.reshape(-1)
             centres[column : column + dim] = centre
             factors[number] = scale, factor
-            if codebook.fixed_point is not None:
-                shifts = codebook.fixed_point.column_shifts
-                column_scales[column : column + dim] = np.ldexp(1.0, shifts)
-                weight_scales[number] = np.ldexp(1.0, codebook.fixed_point.weight_shift)
+            column_scales[column : column + dim], weight_scales[number] = codebook.sum_factors()
         slot_of = {name: number for number, name in enumerate(codebooks)}
         return CpuCodebooks(
             slot_of, tuple(codebooks.values()), slots, factors, panels, scores, centres, words,

@@ -7,7 +7,6 @@ learn from, and for work where float64 is fast (A100, H100 and their like).
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -189,15 +188,11 @@ class NumbaBackend:
         column_scales, weight_scales = [np.zeros(0)], np.zeros(len(codebooks))
         for number, codebook in enumerate(codebooks.values()):
             n_codewords, dim = codebook.codewords.shape
-            fixed_point = codebook.fixed_point
             slots[number] = [dim, n_codewords, *places, _any_wide({"": codebook})]
             places += [n_codewords, n_codewords * dim, dim]
             words.append(codebook.codewords.reshape(-1))
-            if fixed_point is None:  # nobody asks for its sums
-                column_scales.append(np.zeros(dim))
-            else:
-                column_scales.append(np.ldexp(1.0, fixed_point.column_shifts))
-                weight_scales[number] = math.ldexp(1.0, fixed_point.weight_shift)
+            own_scales, weight_scales[number] = codebook.sum_factors()
+            column_scales.append(own_scales)
         all_words, all_scales = np.concatenate(words), np.concatenate(column_scales)
         sums = _empty_sums(codebooks)
         n_bytes = sum(array.nbytes for array in (slots, all_words, all_scales, *sums))
