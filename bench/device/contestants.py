@@ -181,7 +181,7 @@ class Saec(Contestant):
 
     def labels(self, field: FieldRows, codewords: Float32) -> Labels:
         """Return the codes of the sample."""
-        stored: Any = np.ascontiguousarray(field.sample).reshape(-1)
+        stored = np.ascontiguousarray(field.sample).reshape(-1)
         layout = lay_out([("x", 0, len(field.sample), field.dim)])
         rows = self._backend.load_rows(Chunk(layout, stored, None))
         loaded = self._backend.load_codebooks({"x": Codebook(codewords)})

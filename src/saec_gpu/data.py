@@ -32,17 +32,18 @@ class Chunk:
     layout : Layout
         Where each field's rows lie in the flat buffers.
     values : float32 (layout.n_values,)
-        All rows, one after another.
+        All rows, one after another. For a backend that takes rows as they are stored also float16,
+        or uint16: the bits of bfloat16.
     weights : float64 (layout.n_rows,) or None
         How often each row is looked up; None where no field of the chunk is weighted.
     """
 
     layout: Layout
-    values: Float32
+    values: NDArray[Any]
     weights: Float64 | None
 
-    def rows(self, segment: Segment) -> Float32:
-        """Return the segment's rows as a float32 (n_rows, dim) view."""
+    def rows(self, segment: Segment) -> NDArray[Any]:
+        """Return the segment's rows as an (n_rows, dim) view of the values."""
         return self.values[segment.values].reshape(segment.n_rows, segment.dim)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saec_gpu.backends.device import Device, DeviceArray, Event, Stream
 from saec_gpu.backends.host_store import placed
+from saec_gpu.backends.protocol import StorePlan
 from saec_gpu.data import Chunk, Float64
 from saec_gpu.layout import Layout, Segment
 
@@ -24,7 +26,7 @@ class _Slot:
     `copied` is when the host may write here again, `used` when the device may.
     """
 
-    values: NDArray[np.float32]
+    values: NDArray[Any]
     weights: Float64
     place: tuple[DeviceArray, DeviceArray] | None = None
     copied: Event | None = None
@@ -48,25 +50,25 @@ class CudaStore:
 
     A read waits in one of a ring of pinned slots for its copy. Rows that stay are copied to their
     place; others to a place of the slot's own, once what worked on the rows before them has ended.
+    All of them as they are stored: the kernels widen.
     """
 
-    def __init__(
-        self, device: Device, stream: Stream, resident: Layout, *, read_rows: int,
-        read_values: int, weighted: bool, slots: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, plan: StorePlan, reads_held: int, device: Device, stream: Stream) -> None:
         self._device = device
         self._stream = stream
-        self._layout = resident
-        self._places = {segment.field: segment for segment in resident.segments}
-        self._values = device.empty(resident.n_values, np.float32)
-        self._weights = device.empty(resident.n_rows, np.float64) if weighted else None
-        self._host_weights = np.empty(resident.n_rows) if weighted else None
+        self._kind = ROW_KINDS[plan.dtype.name]
+        self._layout = plan.resident
+        self._places = {segment.field: segment for segment in plan.resident.segments}
+        n_rows = plan.resident.n_rows
+        self._values = device.empty(plan.resident.n_values, plan.dtype)
+        self._weights = device.empty(n_rows, np.float64) if plan.weighted else None
+        self._host_weights = np.empty(n_rows) if plan.weighted else None
         self._slots = [
             _Slot(
-                device.pinned(read_values, np.float32),
-                device.pinned(read_rows if weighted else 0, np.float64),
+                device.pinned(plan.read_values, plan.dtype),
+                device.pinned(plan.read_rows * plan.weighted, np.float64),
             )
-            for _ in range(slots)
+            for _ in range(reads_held)
         ]
         self._next = 0
         self._ready: Event | None = None
@@ -102,11 +104,11 @@ class CudaStore:
         """Return rows of one field that were put to stay."""
         place = self._place(layout)
         weights = None if self._weights is None else self._weights[place.rows]
-        return CudaRows(layout, "f32", self._values[place.values], weights, self._ready)
+        return CudaRows(layout, self._kind, self._values[place.values], weights, self._ready)
 
     def whole(self) -> CudaRows:
         """Return all rows that were put to stay."""
-        return CudaRows(self._layout, "f32", self._values, self._weights, self._ready)
+        return CudaRows(self._layout, self._kind, self._values, self._weights, self._ready)
 
     def weights(self, layout: Layout) -> Float64 | None:
         """Return the weights, in host memory, of rows of one field that were put to stay."""
@@ -120,13 +122,13 @@ class CudaStore:
         """Return a place for rows that do not stay, from which the work before has gone."""
         if slot.place is None:
             slot.place = (
-                self._device.empty(len(slot.values), np.float32),
+                self._device.empty(len(slot.values), slot.values.dtype),
                 self._device.empty(len(slot.weights), np.float64),
             )
         if slot.used is not None:
             self._device.wait(self._stream, slot.used)
         values, weights = slot.place
         return CudaRows(
-            layout, "f32", values[: layout.n_values],
+            layout, self._kind, values[: layout.n_values],
             None if self._weights is None else weights[: layout.n_rows], slot=slot,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,8 @@ from saec_gpu.backends.cuda_plan import (
 from saec_gpu.backends.cuda_store import ROW_KINDS, CudaRows, CudaStore
 from saec_gpu.backends.device import Device, DeviceArray
 from saec_gpu.backends.kernel_sources import kernel_sources
-from saec_gpu.backends.protocol import Assignment
+from saec_gpu.backends.protocol import Assignment, StorePlan
 from saec_gpu.data import Chunk, Codebook, Int64, Partial, carry
-from saec_gpu.layout import Layout
 
 SHARE_OF_MEMORY = 0.8  # of what is free on the device now; the rest is for its other users
 CARRY_ROWS = 2**30  # a low limb is below 2³² a row, so int64 holds twice as many rows
@@ -76,6 +75,7 @@ class CudaBackend:
     name = "cupy"
     # one being read, one just handed out, and two whose codes are on their way back
     reads_held = 4
+    row_dtypes: Collection[str] = ("float16", "bfloat16", "float32")
 
     def __init__(self, device: Device, threads: int | None = None) -> None:
         check_threads(threads)
@@ -94,15 +94,10 @@ class CudaBackend:
         """Return most of the memory that is free on the device now, in bytes."""
         return int(SHARE_OF_MEMORY * self.device.free_bytes())
 
-    def open_store(
-        self, resident: Layout, *, read_rows: int, read_values: int, weighted: bool
-    ) -> CudaStore:
-        """Return a store on the device in which the rows of a layout may stay, empty."""
+    def open_store(self, plan: StorePlan) -> CudaStore:
+        """Return an empty store on the device."""
         self._settle()
-        return CudaStore(
-            self.device, self._copies, resident, read_rows=read_rows, read_values=read_values,
-            weighted=weighted, slots=self.reads_held,
-        )  # fmt: skip
+        return CudaStore(plan, self.reads_held, self.device, self._copies)
 
     def load_rows(self, chunk: Chunk) -> CudaRows:
         """Return the chunk's rows, copied to the device."""

@@ -7,7 +7,7 @@ learn from, and for work where float64 is fast (A100, H100 and their like).
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from saec_gpu.backends.checks import check_codes, check_columns, check_threads, check_weights
 from saec_gpu.backends.cpu import CpuBackend
 from saec_gpu.backends.host_store import HostStore
-from saec_gpu.backends.protocol import Assignment
+from saec_gpu.backends.protocol import Assignment, StorePlan
 from saec_gpu.data import Chunk, Codebook, Int64, Partial, carry
 from saec_gpu.errors import (
     BackendUnavailableError,
@@ -130,6 +130,7 @@ class NumbaBackend:
 
     name = "numba"
     reads_held = 2  # one in use, one being read
+    row_dtypes: Collection[str] = ("float32",)
 
     def __init__(self, threads: int | None = None) -> None:
         check_threads(threads)
@@ -148,18 +149,9 @@ class NumbaBackend:
         free = self._cuda.current_context().get_memory_info().free  # infinite in the simulator
         return int(min(CpuBackend(1).memory_budget(), SHARE_OF_MEMORY * free))
 
-    def open_store(
-        self, resident: Layout, *, read_rows: int, read_values: int, weighted: bool
-    ) -> HostStore:
+    def open_store(self, plan: StorePlan) -> HostStore:
         """Return a store in host memory; rows are copied to the device when they are asked for."""
-        return HostStore(
-            resident,
-            read_rows=read_rows,
-            read_values=read_values,
-            weighted=weighted,
-            reads_held=self.reads_held,
-            load=self.load_rows,
-        )
+        return HostStore(plan, self.reads_held, self.load_rows)
 
     def load_rows(self, chunk: Chunk) -> NumbaRows:
         """Return a copy of the chunk's rows on the device.
