@@ -374,6 +374,11 @@ class TestBackend:
         with pytest.raises(LayoutError, match='field "x" have 4 columns, its codewords 2'):
             backend.assign(other, codebooks)
 
+    def test_a_codebook_without_codewords_is_refused(self, backend: Backend) -> None:
+        codebooks = {"x": Codebook(column(1)), "y": Codebook(np.zeros((0, 3), np.float32))}
+        with pytest.raises(LayoutError, match=r'field "y" .* 0 codewords of 3 columns; give at'):
+            backend.load_codebooks(codebooks)
+
     def test_weighted_sums_of_rows_without_weights_are_refused(self, backend: Backend) -> None:
         ours, _ = fixed_points(column(1, 2), np.array([1.0, 2.0]))
         loaded = backend.load_codebooks({"x": Codebook(column(1, 2), ours)})

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.backends.checks import check_codes, check_columns, check_threads, check_weights
+from saec_gpu.backends.checks import (
+    check_codes,
+    check_codewords,
+    check_columns,
+    check_threads,
+    check_weights,
+)
 from saec_gpu.backends.cpu_filter import PANEL, WORST, bound_factor
 from saec_gpu.backends.cpu_tiles import (
     SLOT_CODEWORDS,
@@ -159,6 +165,7 @@ class CpuBackend:
 
     def load_codebooks(self, codebooks: Mapping[str, Codebook]) -> CpuCodebooks:
         """Return the codebooks, scaled, centred and laid out for the threads."""
+        check_codewords(codebooks)
         n_slots = len(codebooks)
         slots = np.zeros((n_slots, SLOT_FIELDS), np.int64)
         factors = np.zeros((n_slots, 2), np.float32)

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.backends.checks import check_codes, check_columns, check_threads, check_weights
+from saec_gpu.backends.checks import (
+    check_codes,
+    check_codewords,
+    check_columns,
+    check_threads,
+    check_weights,
+)
 from saec_gpu.backends.cuda_codebooks import lay_out_codebooks
 from saec_gpu.backends.cuda_plan import (
     CHUNK_BOUNDS,
@@ -107,6 +113,7 @@ class CudaBackend:
 
     def load_codebooks(self, codebooks: Mapping[str, Codebook]) -> CudaCodebooks:
         """Return the codebooks, packed for the kernels on the device."""
+        check_codewords(codebooks)
         host = lay_out_codebooks(tuple(codebooks.values()), self.device.limits.shared_bytes)
         slots, n_groups = host.slots, len(host.groups)
         n_fragments = int((slots[:, SLOT_GROUPS] * slots[:, SLOT_STEPS]).sum())

@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.backends.checks import check_codes, check_columns, check_threads, check_weights
+from saec_gpu.backends.checks import (
+    check_codes,
+    check_codewords,
+    check_columns,
+    check_threads,
+    check_weights,
+)
 from saec_gpu.backends.cpu import CpuBackend
 from saec_gpu.backends.host_store import HostStore
 from saec_gpu.backends.protocol import Assignment, StorePlan
@@ -174,6 +180,7 @@ class NumbaBackend:
         DeviceMemoryError
             The device does not hold them.
         """
+        check_codewords(codebooks)
         slots = np.zeros((len(codebooks), self._kernels.SLOT_FIELDS), np.int64)
         places = np.zeros(3, np.int64)  # codewords, words and columns laid out so far
         words = [np.zeros(0, np.float32)]

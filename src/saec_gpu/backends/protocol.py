@@ -124,6 +124,11 @@ class Backend(Protocol):
         """Return codebooks by field, with empty partials beside those that have a fixed point.
 
         Fields that are not named are passed over in everything that follows.
+
+        Raises
+        ------
+        LayoutError
+            A codebook has no codeword.
         """
 
     def assign(self, rows: Any, codebooks: Any, *, distances: bool = False) -> Assignment:
