@@ -47,7 +47,7 @@ from saec_gpu.manifest import (
 from saec_gpu.packing import code_dtype, open_planes, row_numbers, take, unpack
 from saec_gpu.sources.raw import RawArray
 from saec_gpu.sources.safetensors import open_safetensors
-from saec_gpu.sources.stored import listed, storage_dtype, widened_bfloat16
+from saec_gpu.sources.stored import as_float32, listed, storage_dtype
 
 if TYPE_CHECKING:
     from saec_gpu.verification import Verification
@@ -445,10 +445,8 @@ class CompressedField:
     def _decoded(self, codewords: Any) -> NDArray[np.float32]:
         """Return some codewords, by index, as float32: exactly, but float64 is rounded once."""
         values = self._stored[codewords]
-        if self._tensor.dtype == "bfloat16":
-            return widened_bfloat16(values)
         if self._scales_tensor is None:
-            return decode(values, None)
+            return as_float32(values)
         return decode(values, _part(self._artifact._scale_bytes, self._scales_tensor)[codewords])
 
 

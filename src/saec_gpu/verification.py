@@ -18,7 +18,7 @@ from saec_gpu.compression import parse_bytes
 from saec_gpu.data import Codebook, Progress, ProgressFunction
 from saec_gpu.errors import ArtifactError, ParamError, SourceError
 from saec_gpu.sources import TableSource, open_tables, open_weights
-from saec_gpu.stream import FieldWork, RowStream, plan_sets
+from saec_gpu.stream import FieldWork, RowStream, plan_sets, row_dtype
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ def verify(
         weighted = weight_source is not None and name in weight_source.fields
         codewords = field.n_codewords if field.encoding == "planes" else 1
         if field.n_rows:
-            works.append(FieldWork(name, field.n_rows, field.dim, weighted, codewords))
+            dtype = row_dtype(field.dtype, engine)
+            works.append(FieldWork(name, field.n_rows, field.dim, weighted, codewords, dtype))
     total = sum(work.n_rows for work in works)
     done = 0
 
@@ -219,8 +220,7 @@ def _check_field(
     for piece in stream.pieces([one.name]):
         segment = piece.segment
         rows = slice(segment.start, segment.start + segment.n_rows)
-        assert piece.chunk is not None  # each row is read once
-        check_rows(one.name, segment.start, piece.chunk.rows(segment))
+        check_rows(one.name, segment.start, piece.rows_read())
         if work.weighted and piece.weights is not None:
             check_weights(one.name, segment.start, piece.weights)
         distances = np.zeros(segment.n_rows)
