@@ -175,6 +175,14 @@ CodewordsDtype = Annotated[
         "without them."
     ),
 ]
+Fast = Annotated[
+    bool | None,
+    typer.Option(
+        "--fast/--full",
+        help="Cluster a sample of 64 rows a codeword, drawn by weight, or all rows; where that is "
+        "less than a quarter of a field if not given. Every row is encoded in any case.",
+    ),
+]
 Backend = Annotated[
     Literal["auto", "cpu", "cupy", "numba"],
     typer.Option(
@@ -272,6 +280,7 @@ def compress(
             "of a column.",
         ),
     ] = 1e-4,
+    fast: Fast = None,
     chunk_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows of one read; chosen if not given.")
     ] = None,
@@ -293,9 +302,9 @@ def compress(
         artifact = run(
             tables, weights=weights, codewords=_by_field(asked, tables.fields), ratio=ratio,
             budget=budget, sensitivity=_scales(sensitivity), codewords_dtype=codewords_dtype,
-            out=out, backend=backend, seed=seed, max_iter=max_iter, tol=tol, chunk_rows=chunk_rows,
-            memory=memory, threads=threads, checkpoint=checkpoint, overwrite=overwrite,
-            progress=progress,
+            out=out, backend=backend, seed=seed, max_iter=max_iter, tol=tol, fast=fast,
+            chunk_rows=chunk_rows, memory=memory, threads=threads, checkpoint=checkpoint,
+            overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if as_json:
         console.print_json(_artifact_json(artifact))
@@ -374,8 +383,8 @@ def _artifact_json(artifact: Artifact) -> dict[str, Any]:
 
 def _print_artifact(artifact: Artifact) -> None:
     columns = (
-        "field", "rows", "dim", "codewords", "dtype", "bits", "passes", "before", "after",
-        "error",
+        "field", "rows", "dim", "clustered", "codewords", "dtype", "bits", "passes", "before",
+        "after", "error",
     )  # fmt: skip
     rows = []
     for entry in artifact.manifest["fields"]:
@@ -385,6 +394,7 @@ def _print_artifact(artifact: Artifact) -> None:
                 entry["name"],
                 console.human_number(entry["rows"]),
                 entry["dim"],
+                "" if whole else console.human_number(entry.get("clustered_rows", 0)),
                 "whole" if whole else console.human_number(entry["codewords"]),
                 entry["codewords_dtype"],
                 "" if whole else entry["bits"],

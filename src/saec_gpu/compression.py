@@ -23,7 +23,7 @@ from saec_gpu.checkpoint import Checkpoint, is_codes_name
 from saec_gpu.clustering.asked import CodewordsParam, FieldPlan, codewords_by_field
 from saec_gpu.clustering.budget import Allocation, FieldCurve
 from saec_gpu.clustering.curves import CORESET_ROWS, Point, measure
-from saec_gpu.clustering.selection import coreset
+from saec_gpu.clustering.selection import coreset, rows_to_cluster
 from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
 from saec_gpu.data import Progress, ProgressFunction
 from saec_gpu.durable import scratch_beside
@@ -55,6 +55,7 @@ def compress(
     seed: int = 0,
     max_iter: int = 25,
     tol: float = 1e-4,
+    fast: bool | None = None,
     chunk_rows: int | None = None,
     memory: int | str | None = None,
     threads: int | None = None,
@@ -102,6 +103,10 @@ def compress(
         Most passes of the fit.
     tol : float
         A field stops when its codewords moved by at most tol times the mean variance of a column.
+    fast : bool, optional
+        Cluster a coreset, 64 rows a codeword drawn by weight, and encode all rows in one reading.
+        If not given, where a field has four times as many rows; True: wherever it has more; False:
+        nowhere. The manifest states the rows that were clustered (`clustered_rows`).
     chunk_rows : int, optional
         Rows of one read; chosen from the memory if not given.
     memory : int or str, optional
@@ -150,8 +155,10 @@ def compress(
     total = asked_bytes(source.fields, codewords, ratio, budget)
     if sensitivity is not None and total is None:
         raise ParamError("sensitivity was given, which splits a budget; give budget or ratio too")
-    params = Params(int(seed), int(max_iter), float(tol), codewords_dtype, total, sensitivity)
-    plans = plans_by_number(source.fields, codewords, codewords_dtype) if total is None else None
+    params = Params(int(seed), int(max_iter), float(tol), codewords_dtype, fast, total, sensitivity)
+    plans = None
+    if total is None:
+        plans = plans_by_number(source.fields, codewords, codewords_dtype, fast)
     engine = open_backend(backend, threads=threads) if isinstance(backend, str) else backend
     report = progress or (lambda _: None)
     identity = {
@@ -177,7 +184,7 @@ def compress(
                 engine, source, weight_source, total, codewords_dtype=codewords_dtype,
                 sensitivity=sensitivity, seed=int(seed), progress=report, kept=kept,
             )  # fmt: skip
-            plans = plans_of(allocation, source.fields)
+            plans = plans_of(allocation, source.fields, fast)
         assert plans is not None
         run = Pipeline(
             source, weight_source, params, plans, engine, folder, kept, report,
@@ -242,6 +249,7 @@ def plans_by_number(
     fields: Mapping[str, TableField],
     codewords: CodewordsParam | None,
     codewords_dtype: CodewordsDtype | Literal["auto"],
+    fast: bool | None = None,
 ) -> dict[str, FieldPlan]:
     """Return the plan of each field from the codewords asked; a hundredth of the rows by default.
 
@@ -252,7 +260,10 @@ def plans_by_number(
     """
     numbers = codewords_by_field(fields, DEFAULT_CODEWORDS if codewords is None else codewords)
     dtype = "float32" if codewords_dtype == "auto" else codewords_dtype
-    return {name: FieldPlan(number, dtype) for name, number in numbers.items()}
+    return {
+        name: FieldPlan(number, dtype, selected=rows_to_cluster(fields[name].n_rows, number, fast))
+        for name, number in numbers.items()
+    }
 
 
 def allocate(
@@ -342,14 +353,17 @@ def _checked_sensitivity(
     return scales
 
 
-def plans_of(allocation: Allocation, fields: Mapping[str, TableField]) -> dict[str, FieldPlan]:
+def plans_of(
+    allocation: Allocation, fields: Mapping[str, TableField], fast: bool | None = None
+) -> dict[str, FieldPlan]:
     """Return the plan of each field, those without rows included."""
     plans = {name: FieldPlan(1, "float32", whole=False) for name in fields}
     for name, point in allocation.chosen.items():
         if point.dtype == "whole":
             plans[name] = FieldPlan(point.codewords, "float32", whole=True)
         else:
-            plans[name] = FieldPlan(point.codewords, point.dtype, whole=False)
+            selected = rows_to_cluster(fields[name].n_rows, point.codewords, fast)
+            plans[name] = FieldPlan(point.codewords, point.dtype, whole=False, selected=selected)
     return plans
 
 
@@ -425,7 +439,7 @@ def _settle(
     """Cluster fields anew until all are within the budget; return the sets of these rounds."""
     done: list[ResidencySet] = []
     while not allocation.settled(found := {n: run.counted_bytes(n) for n in allocation.chosen}):
-        run.replan(plans_of(allocation, run.source.fields))
+        run.replan(plans_of(allocation, run.source.fields, run.params.fast))
         logger.info(
             "%s bytes came of a budget of %s; %d fields are clustered anew",
             f"{sum(found.values()):,}", f"{run.params.budget:,}", len(run.unfinished()),

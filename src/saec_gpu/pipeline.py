@@ -20,7 +20,8 @@ from saec_gpu.clustering.asked import FieldPlan, kept_whole
 from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
 from saec_gpu.clustering.seeding import seed_codewords
-from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
+from saec_gpu.clustering.selection import Selection, chunk_of_selections, coreset
+from saec_gpu.clustering.statistics import StatisticsBuilder, check_rows, fixed_point
 from saec_gpu.codewords import StoredCodewords, codebook_bytes, store
 from saec_gpu.data import Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
 from saec_gpu.packing import PlaneWriter, packed_size
@@ -41,6 +42,7 @@ class Params:
     max_iter: int
     tol: float
     codewords_dtype: str
+    fast: bool | None = None
     budget: int | None = None
     sensitivity: Mapping[str, float] | None = None
 
@@ -51,10 +53,27 @@ class Params:
             "max_iter": self.max_iter,
             "tol": self.tol,
             "codewords_dtype": self.codewords_dtype,
+            "fast": self.fast,
         }
         if self.budget is not None:
             asked |= {"budget": self.budget, "sensitivity": dict(self.sensitivity or {})}
         return asked
+
+
+class _Selections(dict[str, Selection]):
+    """The coresets of fields, each read when it is asked for first."""
+
+    def __init__(self, run: Pipeline) -> None:
+        super().__init__()
+        self._run = run
+
+    def __missing__(self, name: str) -> Selection:
+        run = self._run
+        self[name] = coreset(
+            run.source, run.weights, run.source.fields[name], run.plans[name].selected,
+            run.params.seed,
+        )  # fmt: skip
+        return self[name]
 
 
 @dataclass(eq=False)
@@ -112,7 +131,7 @@ class Pipeline:
         codewords = min(self._limit(name), table.n_rows)
         return FieldWork(
             name, table.n_rows, table.dim, self.weighted(name), codewords,
-            row_dtype(table.dtype, self.backend),
+            row_dtype(table.dtype, self.backend), self.plans[name].selected,
         )  # fmt: skip
 
     def codes_path(self, name: str) -> Path:
@@ -125,7 +144,8 @@ class Pipeline:
         names = [work.name for work in planned.fields]
         for name in names:
             self.rechecked.pop(name, None)  # of a try that ended for want of memory
-        statistics = self._timed("statistics", self._statistics, stream, names)
+        selections = _Selections(self)
+        statistics = self._timed("statistics", self._statistics, stream, names, selections)
         whole = {name for name in names if self._kept_whole(name, statistics[name])}
         fits = self._timed(
             "seeding",
@@ -136,14 +156,15 @@ class Pipeline:
                 if name not in whole and one.distinct is None
             },
         )
-        self._timed("fit", self._fit, stream, fits)
+        self._timed("fit", self._fit, stream, fits, selections)
         final = {name: one.ordered() for name, one in fits.items()}
         for name in names:
             distinct = statistics[name].distinct
             if name not in whole and distinct is not None:
                 final[name] = distinct
         for name in whole:
-            self.records[name] = self._record(name, statistics[name], None)
+            weighted = statistics[name].weighted
+            self.records[name] = self._record(name, statistics[name], None, weighted=weighted)
         stored = {name: self._stored(name, words) for name, words in final.items()}
         self._timed("codes", self._encode, stream, statistics, fits, stored)
 
@@ -167,12 +188,24 @@ class Pipeline:
         codewords = plan.codewords if distinct is None else len(distinct)
         return kept_whole(self.source.fields[name], codewords, plan.dtype)
 
-    def _statistics(self, stream: RowStream, names: Collection[str]) -> dict[str, Statistics]:
+    def _statistics(
+        self, stream: RowStream, names: Collection[str], selections: _Selections
+    ) -> dict[str, Statistics]:
         known: dict[str, Statistics] = {}
         for name in names:
             kept = self.checkpoint and self.checkpoint.statistics(self.numbers[name])
             if kept:
                 known[name] = kept
+            elif self.plans[name].selected:
+                one = selections[name]
+                n_rows, dim = one.rows.shape
+                of_coreset = StatisticsBuilder(
+                    name, n_rows, dim, self._limit(name), self.params.seed, weighted=True
+                )
+                of_coreset.add(0, one.rows, one.weights)
+                known[name] = of_coreset.statistics()
+                if self.checkpoint is not None:
+                    self.checkpoint.save_statistics(self.numbers[name], known[name])
         missing = [name for name in names if name not in known]
         total = stream.rows_of(missing)
         done = 0
@@ -218,11 +251,22 @@ class Pipeline:
                 )
         return fits
 
-    def _fit(self, stream: RowStream, fits: Mapping[str, FieldFit]) -> None:
+    def _fit(
+        self, stream: RowStream, fits: Mapping[str, FieldFit], selections: _Selections
+    ) -> None:
+        moving = [name for name, one in fits.items() if one.stopped is None]
+        coresets = {name: selections[name] for name in moving if self.plans[name].selected}
+        loaded = self.backend.load_rows(chunk_of_selections(coresets)) if coresets else None
+
+        def rows_of(active: Collection[str]) -> Iterator[Any]:
+            if loaded is not None and not coresets.keys().isdisjoint(active):
+                yield loaded
+            yield from stream.passed([name for name in active if name not in coresets])
+
         def passes(active: Collection[str]) -> Iterator[Any]:
-            total, done = stream.rows_of(active), 0
+            total, done = sum(fits[name].statistics.n_rows for name in active), 0
             iteration = 1 + max(fits[name].iterations for name in active)
-            for rows in stream.passed(active):
+            for rows in rows_of(active):
                 yield rows
                 done += sum(s.n_rows for s in rows.layout.segments if s.field in active)
                 self.progress(Progress("fit", done, total, "rows", iteration, len(active)))
@@ -271,7 +315,7 @@ class Pipeline:
                     uses = np.zeros(len(final[name]), np.int64)
                 writer.append(found.codes)
                 assert found.distances is not None
-                errors.add(found.distances, piece.weights if statistics[name].weighted else None)
+                errors.add(found.distances, piece.weights if self.weighted(name) else None)
                 uses += np.bincount(found.codes, minlength=len(uses))
                 done += segment.n_rows
                 self.progress(Progress("codes", done, total))
@@ -288,6 +332,8 @@ class Pipeline:
         later = self.backend.reads_held - 2
         waiting: deque[tuple[Piece, Callable[[], Assignment]]] = deque()
         for piece in stream.pieces(fields):
+            if self.plans[piece.segment.field].selected:  # others were looked at before
+                check_rows(piece.segment.field, piece.segment.start, piece.rows_read())
             begun = self.backend.assign_later(piece.rows, codebooks, distances=True)
             waiting.append((piece, begun))
             if len(waiting) > later:
@@ -305,7 +351,7 @@ class Pipeline:
         errors: ErrorSums,
         uses: Int64,
     ) -> None:
-        record = self._record(name, statistics, fitted)
+        record = self._record(name, statistics, fitted, weighted=errors.weighted)
         record["sse"] = errors.sse
         record["weighted_sse"] = errors.weighted_sse if errors.weighted else None
         record["unused_codewords"] = [int(code) for code in np.flatnonzero(uses == 0)]
@@ -315,11 +361,13 @@ class Pipeline:
         if self.checkpoint is not None:
             self.checkpoint.save_done(self.numbers[name], codebook, record)
 
-    def _record(self, name: str, statistics: Statistics, fitted: FieldFit | None) -> dict[str, Any]:
+    def _record(
+        self, name: str, statistics: Statistics, fitted: FieldFit | None, *, weighted: bool
+    ) -> dict[str, Any]:
         """Return what the manifest says of a field beside its sizes."""
         weights = "none"
         if self.weighted(name):
-            weights = "given" if statistics.weighted else "all zero"
+            weights = "given" if weighted else "all zero"
         record: dict[str, Any] = {
             "codewords_asked": self.plans[name].codewords,
             "weights": weights,
@@ -327,7 +375,8 @@ class Pipeline:
             "iterations": 0,
             "stopped": "distinct rows",
             "sse": 0.0,
-            "weighted_sse": 0.0 if statistics.weighted else None,
+            "weighted_sse": 0.0 if weighted else None,
+            "clustered_rows": statistics.n_rows,
         }
         if fitted is not None:
             record["iterations"] = fitted.iterations

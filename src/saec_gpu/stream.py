@@ -38,7 +38,19 @@ def row_dtype(table_dtype: str, backend: Backend) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class FieldWork:
-    """What planning needs to know of a field; `dtype` is that of its rows while it is clustered."""
+    """What planning needs to know of a field.
+
+    Attributes
+    ----------
+    name : str
+    n_rows, dim : int
+    weighted : bool
+    n_codewords : int
+    dtype : numpy dtype
+        Of its rows while it is clustered.
+    selected : int
+        Rows that stand for all while it is clustered, so that all are read but once; 0: none do.
+    """
 
     name: str
     n_rows: int
@@ -46,6 +58,12 @@ class FieldWork:
     weighted: bool
     n_codewords: int
     dtype: np.dtype[Any] = FLOAT32
+    selected: int = 0
+
+    @property
+    def n_kept(self) -> int:
+        """Return the rows that are kept for the next pass, where the memory allows it."""
+        return 0 if self.selected else self.n_rows
 
     @property
     def row_bytes(self) -> int:
@@ -60,17 +78,19 @@ class FieldWork:
     def working_bytes(self, threads: int) -> int:
         """Return the bytes of everything but rows: sample, distinct rows, codebooks, partials."""
         values = self.n_codewords * self.dim
-        sample = sample_size(self.n_rows, self.n_codewords)
+        sample = sample_size(self.selected or self.n_rows, self.n_codewords)
         # codewords, words, panels and their making in float64; two limbs a thread, and their sum
         codebooks = values * (4 * 6 + 8 * 4 + 16 * (threads + 2)) + self.n_codewords * 64
         # candidates up to twice the sample, joined, thinned; its transpose and distances
         samples = sample * (5 * (4 * self.dim + 24) + 24)
         distinct = min(self.n_codewords + 1, self.n_rows) * 2 * (4 * self.dim + 48)
-        return codebooks + samples + distinct
+        # rows and weights, in memory and, for the time of the fit, where the backend works
+        selected = self.selected * 2 * (4 * self.dim + 24)
+        return codebooks + samples + distinct + selected
 
     def resident_bytes(self, threads: int) -> int:
         """Return the bytes of a field whose rows stay in memory, without those of a read."""
-        return self.working_bytes(threads) + self.n_rows * self.row_bytes
+        return self.working_bytes(threads) + self.n_kept * self.row_bytes
 
     def streamed_bytes(self, threads: int, reads_held: int) -> int:
         """Return the least bytes with which a field can be clustered."""
@@ -87,8 +107,8 @@ class ResidencySet:
     fields : tuple of FieldWork
         One alone, where it is larger than the memory.
     resident_rows : int
-        Rows that are read once and stay: all of them, or the first ones of one large field, whose
-        others are read anew each pass.
+        Rows that are read once and stay: all that are kept, or the first ones of one large field,
+        whose others are read anew each pass.
     read_rows : int
         Rows of one read.
     """
@@ -100,7 +120,7 @@ class ResidencySet:
     @property
     def resident(self) -> bool:
         """Return whether every row is read once."""
-        return self.resident_rows == sum(work.n_rows for work in self.fields)
+        return self.resident_rows == sum(work.n_kept for work in self.fields)
 
     def bytes_held(self, threads: int, reads_held: int) -> int:
         """Return the bytes that clustering the set takes at most."""
@@ -113,12 +133,13 @@ class ResidencySet:
         weighted = any(work.weighted for work in self.fields)
         if not self.resident:
             return self.fields[0].row_bytes * self.resident_rows
-        return sum(replace(work, weighted=weighted).row_bytes * work.n_rows for work in self.fields)
+        return sum(replace(work, weighted=weighted).row_bytes * work.n_kept for work in self.fields)
 
     def resident_layout(self) -> Layout:
         """Return where the rows that stay lie."""
         if self.resident:
-            return lay_out((work.name, 0, work.n_rows, work.dim) for work in self.fields)
+            kept = [work for work in self.fields if work.n_kept]
+            return lay_out((work.name, 0, work.n_rows, work.dim) for work in kept)
         (work,) = self.fields
         return lay_out([(work.name, 0, self.resident_rows, work.dim)])
 
@@ -138,7 +159,7 @@ class ResidencySet:
         for work in self.fields:
             if work.name not in fields:
                 continue
-            stay = work.n_rows if self.resident else self.resident_rows
+            stay = work.n_kept if self.resident else self.resident_rows
             for start, stop, stays in ((0, stay, True), (stay, work.n_rows, False)):
                 for first in range(start, stop, self.read_rows):
                     n_rows = min(self.read_rows, stop - first)
@@ -192,8 +213,8 @@ def plan_sets(
         nonlocal held
         if together:
             read_rows = chunk_rows or min(_read_rows(work, memory) for work in together)
-            n_rows = sum(work.n_rows for work in together)
-            sets.append(ResidencySet(tuple(together), n_rows, read_rows))
+            n_kept = sum(work.n_kept for work in together)
+            sets.append(ResidencySet(tuple(together), n_kept, read_rows))
         together.clear()
         held = _Held()
 
@@ -230,8 +251,8 @@ class _Held:
         reads = reads_held * min(read_rows, work.n_rows) * work.piece_row_bytes
         return _Held(
             self.working + work.working_bytes(threads),
-            self.rows + work.n_rows * replace(work, weighted=False).row_bytes,
-            self.weights + work.n_rows * WEIGHT_BYTES,
+            self.rows + work.n_kept * replace(work, weighted=False).row_bytes,
+            self.weights + work.n_kept * WEIGHT_BYTES,
             self.weighted or work.weighted,
             max(self.reads, reads),
         )
@@ -257,7 +278,8 @@ def _streamed(
         )
     read_rows = min(chunk_rows or min(_read_rows(work, memory), room), work.n_rows)
     stay = max(0, free - reads_held * read_rows * work.piece_row_bytes) // work.row_bytes
-    return ResidencySet((work,), min(stay, work.n_rows - 1) // read_rows * read_rows, read_rows)
+    stay = min(stay, max(work.n_kept - 1, 0)) // read_rows * read_rows
+    return ResidencySet((work,), stay, read_rows)
 
 
 def _read_rows(work: FieldWork, memory: int) -> int:
@@ -340,7 +362,7 @@ class RowStream:
         for _ in self._ahead([read for read in self._planned.reads(missing) if read.stays]):
             pass
         self._held.update(missing)
-        if self._planned.resident_rows or self._planned.resident:
+        if self._planned.resident_rows:
             yield self._store.whole()
         for piece in self._ahead([read for read in self._planned.reads(fields) if not read.stays]):
             yield piece.rows

@@ -32,11 +32,14 @@ class FieldPlan:
         In which they are stored.
     whole : bool or None
         Whether rows are kept as they are; None: where codes would gain nothing.
+    selected : int
+        Rows of the coreset that is clustered instead of all; 0: all are.
     """
 
     codewords: int
     dtype: CodewordsDtype
     whole: bool | None = None
+    selected: int = 0
 
 
 CodewordsParam = int | float | Mapping[str, int | float]

@@ -16,12 +16,11 @@ from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.error import ExactSum
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
 from saec_gpu.clustering.seeding import seed_codewords
-from saec_gpu.clustering.selection import Selection
+from saec_gpu.clustering.selection import Selection, chunk_of_selections
 from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
 from saec_gpu.codewords import CodewordsDtype, codebook_bytes, store
-from saec_gpu.data import Chunk, Codebook, Float32, Int64
+from saec_gpu.data import Codebook, Float32, Int64
 from saec_gpu.errors import ParamError
-from saec_gpu.layout import lay_out
 from saec_gpu.packing import packed_size
 from saec_gpu.sources import TableField
 
@@ -141,11 +140,9 @@ class _Measured:
         self._backend = backend
         self._selections = selections
         self.tables = {field.name: field for field in group}
-        layout = lay_out((f.name, 0, len(selections[f.name].index), f.dim) for f in group)
-        rows = np.concatenate([selections[f.name].rows.reshape(-1) for f in group])
-        weights = np.concatenate([selections[f.name].weights for f in group])
-        self._layout = layout
-        self._rows = backend.load_rows(Chunk(layout, rows, weights))
+        chunk = chunk_of_selections(selections)
+        self._layout = chunk.layout
+        self._rows = backend.load_rows(chunk)
         self._statistics = {}
         self._seeds = {}
         for field in group:
