@@ -22,6 +22,7 @@ from saec_gpu.bench.records import SCHEMA, append_record, read_records, without_
 from saec_gpu.bench.startup import measure_startup
 from saec_gpu.bench.worker import serve
 
+from saec_gpu.clustering.selection import ROWS_A_CODEWORD
 from saec_gpu.data import Progress
 from saec_gpu.errors import CheckpointError, MissingExtraError, ParamError, SaecError, SourceError
 
@@ -405,7 +406,8 @@ def test_billion_command_line(tmp_path: Path) -> None:
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     (record,) = read_records([out])
     assert json.loads(done.stdout) == record
-    assert (record["n_rows"], record["options"]) == (3000, {"backend": "auto", "max_iter": 1})
+    assert record["n_rows"] == 3000
+    assert record["options"] == {"backend": "auto", "fast": None, "max_iter": 1}
     failed = subprocess.run(
         [*command, "--memory", "many"], capture_output=True, text=True, check=False
     )
@@ -446,3 +448,21 @@ def test_command_line(tmp_path: Path) -> None:
     failed = subprocess.run([*command, "fast"], capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert failed.stderr.startswith('error: case "fast"')
+
+
+def test_fast_record(tmp_path: Path) -> None:
+    out = tmp_path / "results.jsonl"
+    rows = np.random.default_rng(5).standard_normal((3000, 4)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    command = [sys.executable, "-m", "saec_gpu.bench.fast", "--append", str(out)]
+    options = ["--tables", str(tmp_path / "rows.npy"), "--codewords", "0.003"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    (record,) = read_records([out])
+    assert json.loads(done.stdout) == record
+    assert (record["n_rows"], record["n_codewords"], record["weighted"]) == (3000, 9, False)
+    assert record["clustered_rows"] == {"fast": 9 * ROWS_A_CODEWORD, "full": 3000}
+    assert [len(record["seconds"][kind]) for kind in ("fast", "full")] == [2, 1]
+    assert 1.0 < record["error"] < 2.0  # full clustering sees all rows
+    failed = subprocess.run([*command, "--rows", "0"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "error: n_rows is 0" in failed.stderr
