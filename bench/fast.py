@@ -2,9 +2,11 @@
 
     python -m saec_gpu.bench.fast --rows 1e7 --append FILE
     python -m saec_gpu.bench.fast --tables T.safetensors --weights W.safetensors --codewords 0.004
+    python -m saec_gpu.bench.fast --tables T.safetensors --weights W.safetensors --selections 32,64
 
 Compresses the same tables with the same codewords fast and in full, by turns, the fast one first
-and last.
+and last. With --selections: clusters the largest field by its most frequent rows, and by a coreset,
+and compares their weighted errors over all rows with that of clustering all.
 """
 
 from __future__ import annotations
@@ -14,11 +16,18 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import saec_gpu as saec
+from saec_gpu.backends import open_backend
 from saec_gpu.clustering.asked import codewords_by_field
+from saec_gpu.clustering.error import ErrorSums
+from saec_gpu.clustering.selection import coreset
+from saec_gpu.data import Codebook, Float32, Float64, chunk_of
 from saec_gpu.errors import SaecError
 from saec_gpu.sources import TableSource, WeightSource, open_tables, open_weights
 from saec_gpu.sources.generated import generated_tables, generated_weights
@@ -110,6 +119,59 @@ def compare(
     }
 
 
+def compare_selections(
+    tables: TableSource,
+    weights: WeightSource,
+    codewords: dict[str, int],
+    rows_a_codeword: Sequence[int],
+) -> dict[str, Any]:
+    """Return the record of how well selections of the largest field stand for all of its rows.
+
+    Returns
+    -------
+    record : dict
+        `head` and `coreset`: for each number of rows a codeword the weighted error of all rows,
+        over that of clustering all rows.
+    """
+    field = max(tables.fields.values(), key=lambda one: one.n_rows)
+    k = codewords[field.name]
+    rows, counts = np.empty((field.n_rows, field.dim), np.float32), np.empty(field.n_rows)
+    tables.read(field.name, 0, rows)
+    weights.read(field.name, 0, counts)
+    backend = open_backend("cpu")
+
+    def error(chosen: Float32, own: Float64) -> float:
+        with tempfile.TemporaryDirectory(prefix="saec-selection-") as folder:
+            artifact = saec.compress(
+                {field.name: chosen}, weights={field.name: own}, codewords=k, fast=False,
+                codewords_dtype="float32", backend=backend, out=Path(folder) / "x.saec",
+            )  # fmt: skip
+            loaded = backend.load_codebooks({field.name: Codebook(artifact[field.name].codebook)})
+            found = backend.assign(chunk_of(field.name, rows), loaded, distances=True)
+        total = ErrorSums()
+        assert found.distances is not None
+        total.add(found.distances, counts)
+        return total.weighted_sse
+
+    whole = error(rows, counts)
+    by_weight = np.argsort(-counts, kind="stable")
+    errors: dict[str, dict[int, float]] = {"head": {}, "coreset": {}}
+    for some in rows_a_codeword:
+        head = np.sort(by_weight[: some * k])
+        drawn = coreset(tables, weights, field, some * k, SEED)
+        errors["head"][some] = error(rows[head], counts[head]) / whole
+        errors["coreset"][some] = error(drawn.rows, drawn.weights) / whole
+    return {
+        "schema": SCHEMA,
+        "op": "selection",
+        "field": field.name,
+        "n_rows": field.n_rows,
+        "n_codewords": k,
+        **errors,
+        **circumstances(),
+    }
+
+
 def main() -> None:
     """Measure once from the command line."""
     parser = argparse.ArgumentParser(
@@ -122,6 +184,7 @@ def main() -> None:
     parser.add_argument(
         "--everywhere", action="store_true", help="fast also where it is not chosen by itself"
     )
+    parser.add_argument("--selections", help="rows a codeword, such as 8,32: compare selections")
     parser.add_argument("--rounds", type=int, default=1, help="full runs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--append", type=Path, help="append the record to this file")
@@ -131,6 +194,13 @@ def main() -> None:
             given = generated(int(asked.rows))
         else:
             given = opened(asked.tables, asked.weights, asked.codewords)
+        if asked.selections is not None:
+            numbers_of_rows = [int(number) for number in asked.selections.split(",")]
+            tables, weights, codewords = given
+            if weights is None:
+                parser.error("--selections needs weights")
+            _report(compare_selections(tables, weights, codewords, numbers_of_rows), asked.append)
+            return
         # every loop is compiled before it is timed
         warm, counts, numbers = generated(WARM_ROWS)
         compare(warm, counts, dict.fromkeys(numbers, 8), rounds=1, fast=True)
@@ -140,9 +210,13 @@ def main() -> None:
         )  # fmt: skip
     except SaecError as err:
         sys.exit(f"error: {err}")
+    _report(record, asked.append)
+
+
+def _report(record: dict[str, Any], append: Path | None) -> None:
     print(json.dumps(record, allow_nan=False))
-    if asked.append is not None:
-        append_record(asked.append, record)
+    if append is not None:
+        append_record(append, record)
 
 
 if __name__ == "__main__":

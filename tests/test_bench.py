@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from saec_gpu.bench import billion
+from saec_gpu.bench import billion, fast
 from saec_gpu.bench import run as runner
 from saec_gpu.bench.agreement import defined_codes, inertia
 from saec_gpu.bench.cases import CASES, CaseData, FieldData, cases, find_case, load_case, write_case
@@ -25,6 +25,7 @@ from saec_gpu.bench.worker import serve
 from saec_gpu.clustering.selection import ROWS_A_CODEWORD
 from saec_gpu.data import Progress
 from saec_gpu.errors import CheckpointError, MissingExtraError, ParamError, SaecError, SourceError
+from saec_gpu.sources import open_tables, open_weights
 
 RECORD_KEYS = [
     "schema", "op", "backend", "case", "n_rows", "dim", "n_fields", "n_codewords", "dtype", "size",
@@ -466,3 +467,15 @@ def test_fast_record(tmp_path: Path) -> None:
     failed = subprocess.run([*command, "--rows", "0"], capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert "error: n_rows is 0" in failed.stderr
+
+
+def test_selection_record() -> None:
+    rows = np.random.default_rng(5).standard_normal((900, 3)).astype(np.float32)
+    tables = open_tables({"x": rows, "y": rows[:9]})
+    weights = open_weights({"x": np.arange(1.0, 901.0), "y": np.ones(9)}, tables)
+    record = fast.compare_selections(tables, weights, {"x": 4, "y": 2}, [10, 225])
+    assert (record["field"], record["n_rows"], record["n_codewords"]) == ("x", 900, 4)
+    # 225 rows a codeword are all rows
+    assert record["head"][225] == record["coreset"][225] == 1.0
+    assert record["head"][10] > 1.0
+    assert record["coreset"][10] > 1.0
