@@ -21,7 +21,7 @@ from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.checkpoint import Checkpoint, is_codes_name
 from saec_gpu.clustering.asked import CodewordsParam, FieldPlan, codewords_by_field
-from saec_gpu.clustering.budget import Allocation, FieldCurve
+from saec_gpu.clustering.budget import Allocation, FieldCurve, unsettled
 from saec_gpu.clustering.curves import CORESET_ROWS, Point, measure
 from saec_gpu.clustering.selection import coreset, rows_to_cluster
 from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
@@ -311,11 +311,18 @@ def allocate(
             if progress is not None:
                 progress(Progress("curves", measured, len(fields), "fields"))
 
+        def wanted(points: Mapping[str, Sequence[Point]]) -> set[str]:
+            some = {
+                name: FieldCurve(source.fields[name], tuple(own), scales[name])
+                for name, own in points.items()
+            }
+            return unsettled(some, budget)
+
         report(0)
         curves = measure(
             engine, fields, lambda field: coreset(source, weights, field, CORESET_ROWS, seed),
             dtypes=CODEWORDS_DTYPES if codewords_dtype == "auto" else (codewords_dtype,),
-            seed=seed, progress=report,
+            seed=seed, wanted=wanted, progress=report,
         )  # fmt: skip
         as_json = {name: [asdict(one) for one in points] for name, points in curves.items()}
         found = {"curves": as_json, "rounds": []}

@@ -22,6 +22,7 @@ from saec_gpu.sources import TableField
 FIRST_AIM = 0.99  # of the budget: estimates of code bytes err by a hundredth or so
 NEXT_AIM = 0.996  # once they were corrected
 LESS_EACH_TIME = 0.004
+NEAR_THE_END = 2  # points of a curve: one beyond the choice says that it is none to go past
 LEAST_USED = 0.98  # of the budget, where more could be used at all
 
 
@@ -151,6 +152,20 @@ def choose(curves: Mapping[str, FieldCurve], budget: int) -> dict[str, Point]:
         chosen[name] = curves[name].between(one, one.nbytes + left) or one
         left -= chosen[name].nbytes - one.nbytes
     return chosen
+
+
+def unsettled(curves: Mapping[str, FieldCurve], budget: int) -> set[str]:
+    """Return the fields whose points would be at the end of what was measured, or nearly.
+
+    What other fields may want beyond that leaves fewer bytes for a field: one that is not at its
+    end now would not be there later.
+    """
+    found = set()
+    for name, point in choose(curves, budget).items():
+        last = sorted({one.codewords for one in curves[name].points})[-NEAR_THE_END:]
+        if point.dtype == "whole" or point.codewords >= last[0]:
+            found.add(name)
+    return found
 
 
 class Allocation:

@@ -6,7 +6,7 @@ field of no more rows than the coreset is measured whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.error import ExactSum
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
-from saec_gpu.clustering.seeding import seed_codewords
+from saec_gpu.clustering.seeding import Seeds
 from saec_gpu.clustering.selection import Selection, chunk_of_selections
 from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
 from saec_gpu.codewords import CodewordsDtype, codebook_bytes, store
@@ -29,6 +29,7 @@ CORESET_ROWS = 1 << 16
 MOST_MEASURED = CORESET_ROWS // 16
 PASSES = 6  # a curve needs no more: what later passes gain is much alike for all numbers
 TOLERANCE = 1e-3
+LOOKED_AT = {1 << i for i in range(5, 20)}  # before so many: who wants them?
 GROUP_BYTES = 1 << 30  # of rows that are measured together
 
 
@@ -77,6 +78,7 @@ def measure(
     *,
     dtypes: Sequence[CodewordsDtype],
     seed: int,
+    wanted: Callable[[Mapping[str, Sequence[Point]]], Collection[str]],
     progress: Callable[[int], None],
 ) -> dict[str, tuple[Point, ...]]:
     """Return the curve of each field.
@@ -91,6 +93,9 @@ def measure(
     dtypes : sequence of {"float32", "float16", "int8"}
         In which codewords may be stored.
     seed : int
+    wanted : function
+        Given the curves so far, of some fields, returns the names of those that could want more
+        codewords than were measured; the curves of others end there.
     progress : function
         Called with the number of fields that were measured since the last call.
     """
@@ -99,8 +104,11 @@ def measure(
         selections = {field.name: select(field) for field in group}
         points: dict[str, list[Point]] = {field.name: [] for field in group}
         measured = _Measured(backend, group, selections, seed)
+        more = set(points)
         for n_codewords in sorted({k for field in group for k in grid(field.n_rows)}):
-            asked = [field for field in group if n_codewords in grid(field.n_rows)]
+            if n_codewords in LOOKED_AT:
+                more &= set(wanted(points))
+            asked = [f for f in group if f.name in more and n_codewords in grid(f.n_rows)]
             words = measured.fitted([field.name for field in asked], n_codewords)
             for dtype in dtypes:
                 stored = {name: _storable(one, dtype) for name, one in words.items()}
@@ -154,8 +162,7 @@ class _Measured:
             builder.add(0, one.rows, one.weights)
             self._statistics[field.name] = builder.statistics()
             sample = self._statistics[field.name].sample
-            # the first ones are those that a smaller number would get
-            self._seeds[field.name] = seed_codewords(sample, most, seed, field.name)
+            self._seeds[field.name] = Seeds(sample, seed, field.name)
 
     def fitted(self, names: Iterable[str], n_codewords: int) -> dict[str, Float32]:
         """Return the codewords of fields after a few passes."""
@@ -164,7 +171,7 @@ class _Measured:
             statistics = self._statistics[name]
             fits[name] = FieldFit(
                 statistics, fixed_point(statistics), sample_variance(statistics.sample),
-                self._seeds[name][:n_codewords].copy(),
+                self._seeds[name].first(n_codewords),
             )  # fmt: skip
         fit(
             self._backend, lambda _: [self._rows], fits, tol=TOLERANCE, max_iter=PASSES,
