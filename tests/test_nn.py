@@ -268,7 +268,7 @@ class WidestInteger(TorchDispatchMode):
     """Remembers how many int64 values were made at once at most."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.n_values = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
