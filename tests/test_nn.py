@@ -10,7 +10,7 @@ import copy
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,7 @@ RECTANGLE = [[1, 8, 3, 0], [PADDING, 2, 2, PADDING], [PADDING] * 4, [PADDING, PA
 
 Modules = tuple[Any, Any]
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def whole_numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -233,33 +227,31 @@ def test_rows_that_are_no_integers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_codewords", "dtype"),
-    [
-        (1, torch.uint8),
-        (256, torch.uint8),
-        (257, torch.int16),
-        (32769, torch.int16),
-        (65536, torch.int16),
-        (65537, torch.int32),
-    ],
+    ("n_codewords", "n_bytes"), [(1, 1), (256, 1), (257, 2), (65536, 2), (65537, 3), (2**24 + 1, 4)]
 )
 @pytest.mark.parametrize("given", [torch.int64, torch.int32, np.uint32, np.uint64], ids=str)
-def test_codes_take_the_least_memory(n_codewords: int, dtype: torch.dtype, given: Any) -> None:
+def test_codes_take_the_least_bytes(n_codewords: int, n_bytes: int, given: Any) -> None:
     numbers = np.array([n_codewords - 1, 0, n_codewords // 2])
     codes: Any = torch.tensor(numbers)
     codes = codes.to(given) if isinstance(given, torch.dtype) else numbers.astype(given)
-    codebook = torch.arange(n_codewords).float()[:, None]
+    codebook = torch.arange(n_codewords, dtype=torch.int32).double()[:, None]
     module = CompressedEmbedding(codebook, codes)
     assert module.codes is not None
-    assert module.codes.dtype == dtype
+    assert (module.codes.dtype, module.codes.shape) == (torch.uint8, (n_bytes, 3))
     found = module.codes_of(torch.tensor([[0, 1, 2]]))
     assert found.tolist() == [numbers.tolist()]
     assert module(torch.tensor([0, 1, 2]))[:, 0].tolist() == numbers.tolist()
     assert module.materialize().weight[:, 0].tolist() == numbers.tolist()
 
 
-@pytest.mark.parametrize("codes", [np.arange(3, dtype=np.uint16), torch.arange(3).to(torch.uint16)])
-def test_codes_of_two_bytes(codes: Any) -> None:
+@pytest.mark.parametrize(
+    "codes",
+    [
+        *(np.arange(3, dtype=dtype) for dtype in (np.uint8, np.int8, np.uint16, np.int16)),
+        torch.arange(3).to(torch.uint16),
+    ],
+)
+def test_codes_of_narrow_dtypes(codes: Any) -> None:
     module = CompressedEmbedding(torch.zeros(300, 1), codes)
     assert module.codes_of(torch.arange(3)).tolist() == [0, 1, 2]
 
@@ -467,7 +459,7 @@ def test_moves_leave_codes_whole(move: Callable[[Any], Any]) -> None:
     model = nn.Sequential(module)
     move(model)
     assert module.codes is not None
-    assert module.codes.dtype == torch.int16
+    assert module.codes.dtype == torch.uint8
     assert module.codes.device == module.codebook.device
     if module.codes.is_meta:
         assert module(torch.tensor([[1, 2]], device="meta")).shape == (1, 2, DIM)
@@ -500,7 +492,7 @@ def test_state_dict(make: Callable[..., Modules], assign: bool) -> None:  # RELI
         (lambda state: state.pop("codes"), "Missing key.*codes"),
         (lambda state: state.pop("codebook"), "Missing key.*codebook"),
         (lambda state: state.update(weight=torch.zeros(9, 3)), "Unexpected key.*weight"),
-        (lambda state: state.update(codes=CODES[1:].to(torch.uint8)), "size mismatch for codes"),
+        (lambda state: state.update(codes=state["codes"][:, 1:]), "size mismatch for codes"),
         (lambda state: state.update(codebook=torch.zeros(5, 3)), "size mismatch for codebook"),
         (lambda state: state.update(codes=CODES + 256), "codes has torch.int64 in the state"),
         (lambda state: state.update(codes=CODES.half()), "codes has torch.float16 in the state"),
@@ -577,6 +569,21 @@ def test_repr() -> None:
         "CompressedEmbeddingBag(9, 3, codewords=4, sparse=True, mode='sum', "
         "include_last_offset=True)"
     )
+
+
+def test_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`DistributedDataParallel` sends the codes around, two bytes each here."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    distributed: Any = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        ours, reference = embeddings(CODES * 99, 300)
+        found = train(nn.parallel.DistributedDataParallel(ours), torch.tensor(RECTANGLE))
+    finally:
+        distributed.destroy_process_group()
+    assert torch.equal(found, train(reference, torch.tensor(RECTANGLE)))
+    expected = by_codeword(reference.weight.grad, CODES * 99, 300)
+    assert torch.equal(ours.codebook.grad, expected)
 
 
 def test_random_numbers_are_not_drawn() -> None:  # RELIABILITY 44

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,7 @@ from saec_gpu.nn import (
 
 Tables = dict[str, NDArray[Any]]
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 class Clicks(nn.Module):
@@ -482,13 +475,14 @@ def test_models_that_do_not_fit_the_artifact(
     other = saec.compress({"x": tables[FIELDS[1]]}, codewords=16, out=tmp_path / "x.saec")
     with pytest.raises(ParamError, match=r"field 'embedding\.brand\.weight', which .* it has x"):
         to_artifact(model, other, out)
+    own = item.codes_of(torch.arange(300))
     with pytest.raises(ParamError, match="field None"):
-        to_artifact(CompressedEmbedding(item.codebook, item.codes), artifact, out)
+        to_artifact(CompressedEmbedding(item.codebook, own), artifact, out)
     for codebook, codes in (
-        (item.codebook, item.codes.flip(0)),
-        (item.codebook[:-1], item.codes.clamp(max=14)),
+        (item.codebook, own.flip(0)),
+        (item.codebook[:-1], own.clamp(max=14)),
         (item.codebook, None),
-        (torch.zeros(300, 4), item.codes.long()),
+        (torch.zeros(300, 4), own),
         (torch.zeros(300, 4), None),
     ):
         changed = CompressedEmbedding(codebook, codes)

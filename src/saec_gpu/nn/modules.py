@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from saec_gpu.artifact import Artifact, load
 from saec_gpu.errors import ParamError
-from saec_gpu.packing import code_dtype
+from saec_gpu.packing import code_bits
 
 _DECODED_ROWS = 1 << 18  # by materialize at once: its int64 codes take 2 MB
 
@@ -39,10 +39,10 @@ class CompressedModule(nn.Module):
         codebook: Tensor,
         codes: Tensor | NDArray[Any] | None,
         *,
-        padding_idx: int | None,
-        max_norm: float | None,
-        scale_grad_by_freq: bool,
-        sparse: bool,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
     ) -> None:
         super().__init__()
         if codebook.dim() != 2 or not codebook.is_floating_point():
@@ -64,7 +64,7 @@ class CompressedModule(nn.Module):
             )
         n_codewords, self.embedding_dim = codebook.shape
         stored = None if codes is None else stored_codes(codes, n_codewords).to(codebook.device)
-        self.num_embeddings = n_codewords if stored is None else len(stored)
+        self.num_embeddings = n_codewords if stored is None else stored.shape[1]
         self.padding_idx = _row_number(padding_idx, self.num_embeddings)
         self.sparse = sparse
         self.field = None
@@ -102,7 +102,7 @@ class CompressedModule(nn.Module):
 
         Notes
         -----
-        Holds 1, 2 or 4 bytes a row, not the packed bits of the artifact. A field kept whole has no
+        Holds whole bytes a row, not the packed bits of the artifact. A field kept whole has no
         codes; its rows are read as float32.
         """
         one = as_artifact(artifact)[field]
@@ -130,9 +130,11 @@ class CompressedModule(nn.Module):
         """
         if self.codes is None:
             return rows
-        found = self.codes.index_select(0, rows.reshape(-1)).long()
-        unsigned = found & ((1 << 8 * self.codes.itemsize) - 1)
-        return unsigned.view(rows.shape)
+        flat = rows.reshape(-1)
+        codes: Tensor = self.codes[0].index_select(0, flat).long()
+        for number, plane in enumerate(self.codes[1:], start=1):
+            codes = codes | plane.index_select(0, flat).long() << 8 * number
+        return codes.view(rows.shape)
 
     def extra_repr(self) -> str:
         """Return the sizes and what was set."""
@@ -210,10 +212,10 @@ class CompressedEmbedding(CompressedModule):
     num_embeddings, embedding_dim : int
         n and dim.
     codebook : Parameter (k, dim)
-    codes : Tensor (n,), or None
-        Buffer of 1, 2 or 4 bytes a row: uint8, int16 or int32, the least that holds the bits of
-        every code. Read it by `codes_of`: an int16 is negative from code 32,768 on. (Much of torch
-        does not take uint16.)
+    codes : uint8 Tensor (bytes, n), or None
+        Buffer: the lowest byte of every code, then the next one, … One byte up to 256 codewords,
+        two up to 65,536, three up to 16,777,216. `codes_of` puts them together. (Bytes, because
+        much of torch does not take uint16, and its process groups no int16.)
     field : str or None
         Field of the artifact it was made from.
 
@@ -226,10 +228,11 @@ class CompressedEmbedding(CompressedModule):
     Notes
     -----
     The state_dict holds `codebook` and `codes`. A look-up widens the codes it meets, never all.
-    Moves and dtypes change the codebook; codes change their device only.
+    Moves and dtypes change the codebook; codes change their device only. With both padding_idx and
+    sparse, the gradient may hold a row of zeros for the codeword of the padding row.
 
-    `DistributedDataParallel` sends all buffers around before each step: give it
-    `broadcast_buffers=False`, since codes do not change.
+    `DistributedDataParallel` sends all buffers around before each step. Codes do not change, so let
+    it leave them (`broadcast_buffers=False`, in newer versions `forward_sync_buffers=False`).
 
     Examples
     --------
@@ -242,21 +245,6 @@ class CompressedEmbedding(CompressedModule):
     >>> item.codebook.grad.tolist()
     [[1.0, 1.0], [2.0, 2.0]]
     """
-
-    def __init__(
-        self,
-        codebook: Tensor,
-        codes: Tensor | NDArray[Any] | None,
-        *,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
-    ) -> None:
-        super().__init__(
-            codebook, codes, padding_idx=padding_idx, max_norm=max_norm,
-            scale_grad_by_freq=scale_grad_by_freq, sparse=sparse,
-        )  # fmt: skip
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the compressed rows.
@@ -307,8 +295,7 @@ class CompressedEmbeddingBag(CompressedModule):
 
     Notes
     -----
-    As for `CompressedEmbedding`. With both padding_idx and sparse, the gradient may hold a row of
-    zeros for the codeword of the padding row.
+    As for `CompressedEmbedding`.
 
     Examples
     --------
@@ -326,15 +313,9 @@ class CompressedEmbeddingBag(CompressedModule):
         *,
         mode: str = "mean",
         include_last_offset: bool = False,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            codebook, codes, padding_idx=padding_idx, max_norm=max_norm,
-            scale_grad_by_freq=scale_grad_by_freq, sparse=sparse,
-        )  # fmt: skip
+        super().__init__(codebook, codes, **options)
         if mode not in ("mean", "sum", "max"):
             raise ParamError(f'mode={mode!r} was given; give "mean", "sum" or "max"')
         self.mode = mode
@@ -440,7 +421,7 @@ def pooled(
 
 
 def stored_codes(codes: Tensor | NDArray[Any], n_codewords: int) -> Tensor:
-    """Return codes in the dtype in which a module keeps them, after checking them."""
+    """Return the bytes of codes as a module keeps them, uint8 (bytes, n), after checking them."""
     numbers = np.asarray(codes.cpu() if isinstance(codes, Tensor) else codes)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
         raise ParamError(
@@ -452,10 +433,11 @@ def stored_codes(codes: Tensor | NDArray[Any], n_codewords: int) -> Tensor:
             f"row {row} has code {numbers[row]}, but there are {n_codewords} codewords; "
             "give codes from 0 and below that"
         )
-    least = numbers.astype(code_dtype(n_codewords), copy=False)
-    if least.itemsize > 1:
-        least = least.view(f"i{least.itemsize}")
-    return torch.from_numpy(np.require(least, requirements=("C", "W")))
+    n_bytes = max(1, -(-code_bits(n_codewords) // 8))
+    planes = np.empty((n_bytes, len(numbers)), np.uint8)
+    for number, plane in enumerate(planes):
+        plane[:] = numbers >> 8 * number  # the bits above are cut off
+    return torch.from_numpy(planes)
 
 
 def _row_number(row: int | None, n_rows: int) -> int | None:
