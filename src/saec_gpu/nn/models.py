@@ -129,6 +129,20 @@ def to_artifact(
     of its `history`: its codes are no longer those of the nearest codewords, so `verify` does not
     check them. A field whose codewords are as they were loaded stays what it was, to the bit.
     Files of codes are linked where the file system can, else copied.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, torch, saec_gpu as saec
+    >>> from saec_gpu.nn import CompressedEmbedding
+    >>> rows = np.float32([[1, 2]] * 90 + [[3, 4]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     artifact = saec.compress({"item": rows}, codewords=2, out=f"{folder}/a.saec")
+    ...     item = CompressedEmbedding.from_artifact(artifact, "item")
+    ...     with torch.no_grad():
+    ...         _ = item.codebook.mul_(10)
+    ...     to_artifact(item, artifact, f"{folder}/b.saec")["item"].lookup([0, 90])
+    array([[10., 20.],
+           [30., 40.]], dtype=float32)
     """
     opened = as_artifact(artifact)
     check_out(out, overwrite=overwrite)

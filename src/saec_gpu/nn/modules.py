@@ -104,6 +104,16 @@ class CompressedModule(nn.Module):
         -----
         Holds whole bytes a row, not the packed bits of the artifact. A field kept whole has no
         codes; its rows are read as float32.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile, saec_gpu as saec
+        >>> rows = np.float32([[1, 2]] * 90 + [[3, 4]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = saec.compress({"item": rows}, codewords=2, out=f"{folder}/a.saec")
+        ...     item = CompressedEmbedding.from_artifact(f"{folder}/a.saec", "item")
+        >>> item(torch.tensor([0, 90])).tolist()
+        [[1.0, 2.0], [3.0, 4.0]]
         """
         one = as_artifact(artifact)[field]
         codebook = torch.tensor(one.codebook, dtype=dtype, device=device)
