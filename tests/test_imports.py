@@ -36,6 +36,7 @@ LEVELS = {
     "inspection": 9,
     "pipeline": 9,
     "compression": 10,
+    "nn": 11,
     "verification": 11,
     "": 12,
     "console": 13,

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from saec_gpu.codewords import decode
+from saec_gpu.codewords import StoredCodewords, decode
 from saec_gpu.durable import OpenFolder, finish_swap
 from saec_gpu.errors import ArtifactError, SourceError
 from saec_gpu.manifest import (
@@ -344,6 +344,16 @@ class CompressedField:
         return _load_field, (str(self._artifact.path), self.name)
 
     @property
+    def stored(self) -> StoredCodewords:
+        """The codewords as they are stored, memory-mapped; of a field kept whole its rows.
+
+        bfloat16 as uint16.
+        """
+        scales = self._scales_tensor
+        of_scales = None if scales is None else _part(self._artifact._scale_bytes, scales)
+        return StoredCodewords(self._stored, of_scales)
+
+    @property
     def codebook(self) -> NDArray[np.float32]:
         """The codewords, float32 (n_codewords, dim), read-only.
 
@@ -444,10 +454,8 @@ class CompressedField:
 
     def _decoded(self, codewords: Any) -> NDArray[np.float32]:
         """Return some codewords, by index, as float32: exactly, but float64 is rounded once."""
-        values = self._stored[codewords]
-        if self._scales_tensor is None:
-            return as_float32(values)
-        return decode(values, _part(self._artifact._scale_bytes, self._scales_tensor)[codewords])
+        values, scales = self.stored.values[codewords], self.stored.scales
+        return as_float32(values) if scales is None else decode(values, scales[codewords])
 
 
 def _load_field(path: str, name: str) -> CompressedField:
