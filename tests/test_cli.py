@@ -193,7 +193,8 @@ def test_compress_inspect_verify_lookup(
     assert result.exit_code == 0
     assert result.stderr == "fields: 3, rows: 1,737: read once and kept in memory\n"
     assert re.search(
-        r"item\[0\] +1,025 +5 +20 +float32 +5 +\d+ +20.5 kB +1.04 kB +[\d,.]+\n", result.stdout
+        r"item\[0\] +1,025 +5 +1,025 +20 +float32 +5 +\d+ +20.5 kB +1.04 kB +[\d,.]+\n",
+        result.stdout,
     )
     assert " times smaller (" in result.stdout
     assert output("inspect", out).splitlines()[:5] == result.stdout.splitlines()[:5]
@@ -238,13 +239,13 @@ def test_every_option_reaches_compress(
     result = run(
         "compress", model, "--weights", weights, "--codewords", 20, "--out", artifact,
         "--overwrite", "--memory", "400kB", "--threads", 1, "--backend", "cpu", "--seed", 5,
-        "--max-iter", 3, "--tol", 0, "--codewords-dtype", "int8", "--chunk-rows", 100,
+        "--max-iter", 3, "--tol", 0, "--codewords-dtype", "int8", "--full", "--chunk-rows", 100,
         "--checkpoint", tmp_path / "work",
     )  # fmt: skip
     assert result.exit_code == 0
     loaded = saec.load(artifact)
     assert loaded.manifest["parameters"] == {
-        "seed": 5, "max_iter": 3, "tol": 0.0, "codewords_dtype": "int8",
+        "seed": 5, "max_iter": 3, "tol": 0.0, "codewords_dtype": "int8", "fast": False,
     }  # fmt: skip
     assert loaded["user"].record["iterations"] == 3
     assert (loaded.run["threads"], loaded.run["memory"]) == (1, "400kB")
@@ -313,7 +314,7 @@ def test_json_of_an_artifact_that_is_wrong(
         (["compress", "x.npy", "--out", "a", "--backend", "abacus"], "abacus"),
         (["compress", "x.npy", "--out", "a", "--codewords", "many"], "'many': give a whole number"),
         (["compress", "x.npy", "--out", "a", "--codewords", "x="], "'x=': give a whole number"),
-        (["inspect", "x.npy", "--codewords", "3", "--ratio", "2"], "give one of the two"),
+        (["inspect", "x.npy", "--codewords", "3", "--ratio", "2"], "give one of them"),
         (["verify", "x.saec", "--weights", "w.npy"], "give SOURCE too"),
         (["lookup", "x.saec", "user"], "ROWS"),
         (["lookup", "x.saec", "user", "first"], "'first' is no row number"),
@@ -571,14 +572,18 @@ def test_bar_on_a_terminal(tmp_path: Path, model: Path) -> None:
     shown = in_terminal(120, *arguments, "--out", tmp_path / "m.saec")
     assert "━" in shown
     assert re.search(r"writing +━+ +\d/3 fields", shown)
-    assert re.search(r"item\[0\] +1,025 +5 +20 +float32 +5 ", shown)
+    assert re.search(r"item\[0\] +1,025 +5 +1,025 +20 +float32 +5 ", shown)
 
 
 def test_numbers_are_whole_on_a_narrow_terminal(artifact: Path) -> None:
-    assert re.search(r"item\[0\] +1,025 +5 +20 +float32 +5 ", in_terminal(90, "inspect", artifact))
+    assert re.search(
+        r"item\[0\] +1,025 +5 +1,025 +20 +float32 +5 ", in_terminal(110, "inspect", artifact)
+    )
     shown = in_terminal(40, "inspect", artifact)
     assert "item[0]\n" in shown
-    assert "rows 1,025, dim 5, codewords 20, dtype float32, bits 5, passes " in shown
+    assert (
+        "rows 1,025, dim 5, clustered 1,025, codewords 20, dtype float32, bits 5, passes " in shown
+    )
 
 
 @pytest.mark.parametrize(

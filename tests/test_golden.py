@@ -21,9 +21,9 @@ from golden import make
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFESTS = {  # each states the SHA-256 of the other files of its artifact
-    "v1": "d51e440bb4cf83893fa4628400fdcf631969e5943b95fde2e937f01146fd7907",
-    "v1-float16": "a923cb11087ed900a0325cabcb82119a637fe33f9640d5d0891ff8b0a99b2b43",
-    "v1-int8": "feb9e32d518202da7fe08741710af6d21bbf92b487dc6110da0f8d8b96f0b896",
+    "v1": "5c4ee81ad087ade1b6dbefac01cf014689e1296402fbb6e1849146b847d4a243",
+    "v1-float16": "b28ab68045ee2b961b1cdd30bd85479d812be1e86469c72d09ae9cfd8eaf8a92",
+    "v1-int8": "f856f3463bf335f872fa7ec0c2e5a8258ca7b667a7d77be6f82b3093af1e82ec",
 }
 FILES = {
     "tables.safetensors": "e95b637e70d0f2de6301de48db5ba50ad261ffadc7b8edd8a80c7d923ecc86ff",

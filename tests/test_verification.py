@@ -196,6 +196,7 @@ def test_rows_far_outside_their_former_range(tmp_path: Path) -> None:
     rows = np.random.default_rng(1).standard_normal((300, 3)).astype(np.float32)
     artifact = saec.compress({"x": rows}, codewords=4, out=tmp_path / "a.saec")
     (found,) = artifact.verify({"x": rows + np.float32(1e6)}).fields
+    assert found.sse is not None
     assert found.sse > 1e14
     assert not found.ok
 

@@ -453,7 +453,13 @@ def inspect(
     an artifact: fields, sizes and errors.
     """
     from saec_gpu.backends import open_backend
-    from saec_gpu.compression import allocate, asked_bytes, plans_by_number, plans_of
+    from saec_gpu.compression import (
+        allocate,
+        asked_bytes,
+        checked_sensitivity,
+        plans_by_number,
+        plans_of,
+    )
     from saec_gpu.inspection import as_json as inspection_json
     from saec_gpu.inspection import inspect_tables
     from saec_gpu.sources import open_tables, open_weights
@@ -468,6 +474,7 @@ def inspect(
     vectors = None if weights is None else open_weights(weights, tables)
     numbers = _by_field(asked, tables.fields)
     total = asked_bytes(tables.fields, numbers, ratio, budget)
+    scales = checked_sensitivity(tables.fields, _scales(sensitivity), total)
     engine = open_backend("cpu", threads=threads)
     with console.ProgressDisplay(quiet=as_json) as progress:
         if total is None:
@@ -475,7 +482,7 @@ def inspect(
         else:
             allocation = allocate(
                 engine, tables, vectors, total, codewords_dtype=codewords_dtype,
-                sensitivity=_scales(sensitivity), progress=progress,
+                sensitivity=scales, progress=progress,
             )  # fmt: skip
             plans = plans_of(allocation, tables.fields)
             estimates = {name: point.nbytes for name, point in allocation.chosen.items()}

@@ -132,7 +132,8 @@ def compress(
     Notes
     -----
     Saec-style compression: Wu, Xu, Zhang, Chen, Wang, arXiv 1903.00103. Fields that fit the memory
-    are read once; memory held is `memory` and the codebooks.
+    are read once; memory held is `memory` and the codebooks. A budget's curves are measured before,
+    which holds copies of 65,536 rows of a field.
 
     Examples
     --------
@@ -153,9 +154,8 @@ def compress(
             f"{', '.join(CODEWORDS_DTYPES)}"
         )
     total = asked_bytes(source.fields, codewords, ratio, budget)
-    if sensitivity is not None and total is None:
-        raise ParamError("sensitivity was given, which splits a budget; give budget or ratio too")
-    params = Params(int(seed), int(max_iter), float(tol), codewords_dtype, fast, total, sensitivity)
+    scales = checked_sensitivity(source.fields, sensitivity, total)
+    params = Params(int(seed), int(max_iter), float(tol), codewords_dtype, fast, total, scales)
     plans = None
     if total is None:
         plans = plans_by_number(source.fields, codewords, codewords_dtype, fast)
@@ -182,7 +182,7 @@ def compress(
         if total is not None:
             allocation = allocate(
                 engine, source, weight_source, total, codewords_dtype=codewords_dtype,
-                sensitivity=sensitivity, seed=int(seed), progress=report, kept=kept,
+                sensitivity=scales, seed=int(seed), progress=report, kept=kept,
             )  # fmt: skip
             plans = plans_of(allocation, source.fields, fast)
         assert plans is not None
@@ -287,20 +287,22 @@ def allocate(
     weights : WeightSource or None
     budget : int
         Counted bytes of all fields.
-    codewords_dtype, sensitivity, seed, progress
+    codewords_dtype, seed, progress
         As `compress` takes them.
+    sensitivity : mapping of field to float, optional
+        As `checked_sensitivity` returns it.
     kept : Checkpoint, optional
         Where curves and rounds are kept, and found if they were.
 
     Raises
     ------
     ParamError
-        The budget is out of reach, or a sensitivity is no positive number of a field.
+        The budget is out of reach.
     WeightError, NonFiniteRowError
         Of the rows that curves are measured on.
     """
     fields = [field for field in source.fields.values() if field.n_rows]
-    scales = _checked_sensitivity(source.fields, sensitivity)
+    scales = sensitivity or {}
     found = None if kept is None else kept.allocation()
     if found is None:
         measured = 0
@@ -313,7 +315,7 @@ def allocate(
 
         def wanted(points: Mapping[str, Sequence[Point]]) -> set[str]:
             some = {
-                name: FieldCurve(source.fields[name], tuple(own), scales[name])
+                name: FieldCurve(source.fields[name], tuple(own), scales.get(name, 1.0))
                 for name, own in points.items()
             }
             return unsettled(some, budget)
@@ -332,7 +334,7 @@ def allocate(
         {
             field.name: FieldCurve(
                 field, tuple(Point(**point) for point in found["curves"][field.name]),
-                scales[field.name],
+                scales.get(field.name, 1.0),
             )
             for field in fields
         },
@@ -343,10 +345,18 @@ def allocate(
     return allocation
 
 
-def _checked_sensitivity(
-    fields: Mapping[str, TableField], sensitivity: Mapping[str, float] | None
+def checked_sensitivity(
+    fields: Mapping[str, TableField], sensitivity: Mapping[str, float] | None, total: int | None
 ) -> dict[str, float]:
-    scales = dict.fromkeys(fields, 1.0)
+    """Return the sensitivities that were given, as floats.
+
+    Raises
+    ------
+    ParamError
+        One is no positive number of a field, or there are some but no bytes to split.
+    """
+    if sensitivity and total is None:
+        raise ParamError("sensitivity was given, which splits a budget; give budget or ratio too")
     for name, value in (sensitivity or {}).items():
         if name not in fields:
             raise ParamError(
@@ -356,8 +366,7 @@ def _checked_sensitivity(
             raise ParamError(
                 f'sensitivity of field "{name}" is {value!r}; give a finite number above 0'
             )
-        scales[name] = float(value)
-    return scales
+    return {name: float(value) for name, value in (sensitivity or {}).items()}
 
 
 def plans_of(

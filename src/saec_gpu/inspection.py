@@ -116,7 +116,11 @@ def inspect_tables(
         weighted = weights is not None and name in weights.fields
         asked = min(plans[name].codewords, table.n_rows)
         if table.n_rows:
-            works.append(FieldWork(name, table.n_rows, table.dim, weighted, asked))
+            made = 1 if plans[name].whole else asked
+            selected = plans[name].selected
+            works.append(
+                FieldWork(name, table.n_rows, table.dim, weighted, made, selected=selected)
+            )
         summary = summarise(weights, name) if weighted and weights is not None else None
         after = encoded_bytes(table, asked, plans[name].dtype)
         after = (estimates or {}).get(name, after)
@@ -128,7 +132,7 @@ def inspect_tables(
         except ParamError:
             return ()
 
-    n_rows = sum(work.n_rows for work in works)
+    n_rows = sum(work.n_kept for work in works)
     together = ResidencySet(tuple(works), n_rows, 1).bytes_held(threads, READS_HELD)
     return Inspection(
         tuple(fields),

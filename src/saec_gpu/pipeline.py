@@ -24,6 +24,7 @@ from saec_gpu.clustering.selection import Selection, chunk_of_selections, corese
 from saec_gpu.clustering.statistics import StatisticsBuilder, check_rows, fixed_point
 from saec_gpu.codewords import StoredCodewords, codebook_bytes, store
 from saec_gpu.data import Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
+from saec_gpu.errors import ParamError
 from saec_gpu.packing import PlaneWriter, packed_size
 from saec_gpu.sources import TableSource, WeightSource
 from saec_gpu.stream import FieldWork, Piece, ResidencySet, RowStream, row_dtype
@@ -175,7 +176,13 @@ class Pipeline:
         return result
 
     def _stored(self, name: str, codewords: Float32) -> StoredCodewords:
-        return store(codewords, self.plans[name].dtype, field=name)
+        try:
+            return store(codewords, self.plans[name].dtype, field=name)
+        except ParamError:
+            if self.params.codewords_dtype != "auto":
+                raise
+            # a curve tells nothing of values outside its coreset; int8 takes fewer bytes
+            return store(codewords, "int8", field=name)
 
     def _limit(self, name: str) -> int:
         """Return the most codewords that the field can get."""

@@ -3,27 +3,32 @@
 Each field's curve is reduced to its lower convex hull, from no codeword kept to every row kept
 whole. Steps along the hulls are taken in order of what they spare for a byte (the greedy choice of
 Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE Trans. ASSP
-36(9), 1988, which is the best there is at each of its own totals); what is left is spent between
-points of the curves.
+36(9), 1988, which is the best there is at each of its own totals); what is left is spent off the
+hulls and between points of the curves, field by field.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from saec_gpu.clustering.curves import Point
-from saec_gpu.codewords import codebook_bytes
+from saec_gpu.clustering.asked import MOST_CODEWORDS
+from saec_gpu.clustering.curves import MOST_MEASURED, Point, grid
+from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype, codebook_bytes
 from saec_gpu.errors import ParamError
+from saec_gpu.packing import packed_size
 from saec_gpu.sources import TableField
 
 FIRST_AIM = 0.99  # of the budget: estimates of code bytes err by a hundredth or so
 NEXT_AIM = 0.996  # once they were corrected
-LESS_EACH_TIME = 0.004
+LESS_AFTER_EXCESS = 0.004  # of the budget; twice as much each time, so that it ends
 NEAR_THE_END = 2  # points of a curve: one beyond the choice says that it is none to go past
 LEAST_USED = 0.98  # of the budget, where more could be used at all
+MOST_ROUNDS = 6  # then the best choice within the budget is returned to
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,46 @@ class FieldCurve:
     code_share: float = 1.0
 
     def options(self) -> list[Point]:
-        """Return the points, code bytes corrected, and that of all rows kept."""
+        """Return the points, code bytes corrected, those beyond and that of all rows kept."""
         whole = Point(self.table.n_rows, "whole", 0.0, self.table.nbytes, 0)
-        corrected = [
-            replace(one, code_bytes=round(one.code_bytes * self.code_share)) for one in self.points
+        return [*(one for same in self._by_dtype() for one in same), whole]
+
+    def _by_dtype(self) -> list[list[Point]]:
+        """Return the points of each dtype by number of codewords, code bytes corrected."""
+        return [
+            [
+                replace(one, code_bytes=round(one.code_bytes * self.code_share))
+                for one in self._extended(dtype)
+            ]
+            for dtype in CODEWORDS_DTYPES
         ]
-        return [*corrected, whole]
+
+    def _extended(self, dtype: CodewordsDtype) -> list[Point]:
+        """Return the points of a dtype, and those of more codewords than were measured.
+
+        There each doubling is taken to spare the share of the distortion that the last measured
+        one did, and to make the codes longer as planes get longer.
+        """
+        same = sorted((p for p in self.points if p.dtype == dtype), key=lambda p: p.codewords)
+        if not same or same[-1].codewords < MOST_MEASURED:
+            return same
+        last = same[-1]
+        half = self._at(same, max(last.codewords // 2, same[0].codewords))
+        if min(half.distortion, last.distortion) == 0.0:
+            return same
+        share = last.distortion / half.distortion
+        most = min(self.table.n_rows, MOST_CODEWORDS)
+        planes = packed_size(self.table.n_rows, last.codewords)
+        for codewords in grid(most, most):
+            if codewords > last.codewords:
+                longer = packed_size(self.table.n_rows, codewords) - planes
+                same.append(
+                    Point(
+                        codewords, dtype, self._at(same, codewords // 2).distortion * share,
+                        codebook_bytes(codewords, self.table.dim, dtype), last.code_bytes + longer,
+                    )
+                )  # fmt: skip
+        return same
 
     def hull(self) -> list[Point]:
         """Return the options that some price of a byte makes best, from the smallest on."""
@@ -65,40 +104,36 @@ class FieldCurve:
             kept.append(one)
         return kept
 
-    def between(self, low: Point, most_bytes: int) -> Point | None:
-        """Return the greatest number of codewords above `low`, of its dtype, within the bytes.
+    def best(self, most_bytes: int) -> Point:
+        """Return the least distortion that can be had for so many bytes, in any dtype.
 
-        Between two measured numbers everything is taken to change evenly.
+        Between two neighbours of the curve distortion is taken to change evenly, and codes to take
+        what they do at the greater number. The bytes must be enough for one of the options.
         """
-        if low.dtype == "whole":
-            return None
-        same = [p for p in self.options() if p.dtype == low.dtype and p.codewords >= low.codewords]
-        found = None
-        for one, other in pairwise(sorted(same, key=lambda p: p.codewords)):
-            steps = other.codewords - one.codewords
-            fit, beyond = 0, steps + 1
-            while beyond - fit > 1:
-                middle = (fit + beyond) // 2
-                if self._at(one, other, middle).nbytes <= most_bytes:
-                    fit = middle
-                else:
-                    beyond = middle
-            if fit > 0:
-                found = self._at(one, other, fit)
-            if fit < steps:
-                break
-        return found
+        found = [one for one in self.options() if one.nbytes <= most_bytes]
+        for same in self._by_dtype():
+            for one, other in pairwise(same):
+                room = most_bytes - other.code_bytes
+                codewords = min(
+                    room // codebook_bytes(1, self.table.dim, one.dtype), other.codewords - 1
+                )
+                if codewords > one.codewords:
+                    found.append(self._at(same, codewords))
+        return min(found, key=lambda p: (p.distortion, p.nbytes, p.dtype))
 
-    def _at(self, one: Point, other: Point, step: int) -> Point:
-        """Return the point `step` codewords after one of two neighbours."""
-        share = step / (other.codewords - one.codewords)
-        codewords = one.codewords + step
+    def _at(self, same: list[Point], codewords: int) -> Point:
+        """Return the point of a number of codewords, between those of the points of a dtype."""
+        place = bisect_left(same, codewords, key=lambda p: p.codewords)
+        other = same[place]
+        if other.codewords == codewords:
+            return other
+        one = same[place - 1]
+        share = (codewords - one.codewords) / (other.codewords - one.codewords)
         return replace(
-            one,
+            other,
             codewords=codewords,
             distortion=one.distortion + (other.distortion - one.distortion) * share,
             codebook_bytes=codebook_bytes(codewords, self.table.dim, one.dtype),
-            code_bytes=one.code_bytes + round((other.code_bytes - one.code_bytes) * share),
         )
 
 
@@ -120,10 +155,10 @@ def choose(curves: Mapping[str, FieldCurve], budget: int) -> dict[str, Point]:
     left = budget - sum(hull[0].nbytes for hull in hulls.values())
     if left < 0:
         least, table = budget - left, sum(curve.table.nbytes for curve in curves.values())
+        most = math.floor(100 * table / least) / 100  # rounded down, so that it can be asked
         raise ParamError(
             f"{budget:,} bytes were given for all fields, but one codeword a field already takes "
-            f"{least:,} of the tables' {table:,}; the most that can be asked here is "
-            f"ratio={table / least:.4g}"
+            f"{least:,} of the tables' {table:,}; the most that can be asked here is ratio={most}"
         )
     steps: list[tuple[float, str]] = []
 
@@ -148,9 +183,9 @@ def choose(curves: Mapping[str, FieldCurve], budget: int) -> dict[str, Point]:
         offer(name)
     chosen = {name: hull[places[name]] for name, hull in hulls.items()}
     for name in too_dear:
-        one = chosen[name]
-        chosen[name] = curves[name].between(one, one.nbytes + left) or one
-        left -= chosen[name].nbytes - one.nbytes
+        left += chosen[name].nbytes
+        chosen[name] = curves[name].best(left)
+        left -= chosen[name].nbytes
     return chosen
 
 
@@ -186,30 +221,50 @@ class Allocation:
         self.curves = dict(curves)
         self._budget = budget
         self._aim = FIRST_AIM
-        self.chosen = choose(self.curves, self._bytes_aimed_at())
+        self._less = LESS_AFTER_EXCESS
+        self._rounds = 0
+        self._kept: tuple[int, dict[str, Point]] | None = None
+        self._last = False
+        self.chosen = self._choose()
 
-    def _bytes_aimed_at(self) -> int:
+    def _choose(self) -> dict[str, Point]:
         least = sum(curve.hull()[0].nbytes for curve in self.curves.values())
-        return max(int(self._budget * self._aim), min(least, self._budget))
+        return choose(self.curves, max(int(self._budget * self._aim), min(least, self._budget)))
 
     def settled(self, found: Mapping[str, int]) -> bool:
         """Return whether the bytes found of each field will do; if not, choose anew.
 
-        Where most of a budget stays free though nothing more can be had for it, that will do too.
+        Where most of a budget stays free though nothing more can be had for it, that will do too,
+        and so will the best of some rounds. Every field's least is met exactly, so an end is
+        reached however wrong the estimates are.
         """
         used = sum(found.values())
+        fits = used <= self._budget
+        self._correct(found)
+        if fits and (self._last or used >= LEAST_USED * self._budget):
+            return True
+        if fits and (self._kept is None or used > self._kept[0]):
+            self._kept = used, self.chosen
+        if fits:
+            self._aim = NEXT_AIM
+        else:
+            self._aim = min(NEXT_AIM, self._aim - self._less)
+            self._less *= 2
+        self._rounds += 1
+        before, self.chosen = self.chosen, self._choose()
+        nothing_new = fits and _sizes(before) == _sizes(self.chosen)
+        if self._kept is not None and (nothing_new or self._rounds >= MOST_ROUNDS):
+            self._last = True
+            self.chosen = self._kept[1]
+        return fits and _sizes(before) == _sizes(self.chosen)
+
+    def _correct(self, found: Mapping[str, int]) -> None:
+        """Correct the estimates by the bytes that codes were found to take."""
         for name, point in self.chosen.items():
             codes = found[name] - point.codebook_bytes
             if point.dtype != "whole" and point.code_bytes > 0 and codes > 0:
                 share = self.curves[name].code_share * codes / point.code_bytes
                 self.curves[name] = replace(self.curves[name], code_share=share)
-        if LEAST_USED * self._budget <= used <= self._budget:
-            return True
-        self._aim = min(NEXT_AIM, self._aim if used < self._budget else self._aim - LESS_EACH_TIME)
-        if used < self._budget:
-            self._aim = NEXT_AIM
-        before, self.chosen = self.chosen, choose(self.curves, self._bytes_aimed_at())
-        return used <= self._budget and _sizes(before) == _sizes(self.chosen)
 
 
 def _sizes(chosen: Mapping[str, Point]) -> dict[str, tuple[int, str]]:

@@ -30,7 +30,7 @@ MOST_MEASURED = CORESET_ROWS // 16
 PASSES = 6  # a curve needs no more: what later passes gain is much alike for all numbers
 TOLERANCE = 1e-3
 LOOKED_AT = {1 << i for i in range(5, 20)}  # before so many: who wants them?
-GROUP_BYTES = 1 << 30  # of rows that are measured together
+GROUP_BYTES = 1 << 26  # of rows that are measured together: many small fields in one pass
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Point:
         return self.codebook_bytes + self.code_bytes
 
 
-def grid(n_rows: int) -> list[int]:
+def grid(n_rows: int, most: int = MOST_MEASURED) -> list[int]:
     """Return the numbers of codewords at which a field is measured: 1, 2, 3, 4, 6, 8, 12 and so on.
 
-    >>> grid(5), grid(1)
-    ([1, 2, 3, 4, 5], [1])
+    >>> grid(5), grid(1), grid(100, 7)
+    ([1, 2, 3, 4, 5], [1], [1, 2, 3, 4, 6, 7])
     """
-    most = min(n_rows, MOST_MEASURED)
+    most = min(n_rows, most)
     steps = {base << i for base in (2, 3) for i in range(most.bit_length())}
     return sorted({1, most, *(step for step in steps if step < most)})
 
@@ -98,6 +98,11 @@ def measure(
         codewords than were measured; the curves of others end there.
     progress : function
         Called with the number of fields that were measured since the last call.
+
+    Raises
+    ------
+    ParamError
+        Codewords are beyond float16, and that is the only dtype.
     """
     curves: dict[str, tuple[Point, ...]] = {}
     for group in _groups(fields):
@@ -111,7 +116,10 @@ def measure(
             asked = [f for f in group if f.name in more and n_codewords in grid(f.n_rows)]
             words = measured.fitted([field.name for field in asked], n_codewords)
             for dtype in dtypes:
-                stored = {name: _storable(one, dtype) for name, one in words.items()}
+                stored = {
+                    name: _storable(one, dtype, name, must=len(dtypes) == 1)
+                    for name, one in words.items()
+                }
                 found = measured.errors({n: one for n, one in stored.items() if one is not None})
                 for name, (distortion, counts) in found.items():
                     points[name].append(_point(measured.tables[name], dtype, distortion, counts))
@@ -202,11 +210,13 @@ class _Measured:
         return results
 
 
-def _storable(codewords: Float32, dtype: str) -> Float32 | None:
-    """Return codewords as a dtype holds them, None where it cannot."""
+def _storable(codewords: Float32, dtype: str, field: str, *, must: bool) -> Float32 | None:
+    """Return codewords as a dtype holds them; an error or None where it cannot."""
     try:
-        return store(codewords, dtype, field="").decoded()
+        return store(codewords, dtype, field=field).decoded()
     except ParamError:
+        if must:
+            raise
         return None
 
 

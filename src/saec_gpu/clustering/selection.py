@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from saec_gpu.clustering.compiled_loops import first_not_finite
 from saec_gpu.clustering.sampling import Sampler
-from saec_gpu.clustering.statistics import check_weights, not_finite
+from saec_gpu.clustering.statistics import GREATEST_WEIGHT, check_weights, not_finite
 from saec_gpu.data import Chunk, Float32, Float64, Int64
 from saec_gpu.layout import lay_out
 from saec_gpu.sources import TableField, TableSource, WeightSource
@@ -72,7 +72,8 @@ def coreset(
     Notes
     -----
     Reads all weights, but of the rows only those that it returns. A sample has no row of weight 0,
-    unless all weights are zero, which counts as if none had been given.
+    unless all weights are zero, which counts as if none had been given. Its weights are held at
+    the greatest that is allowed.
     """
     sampler, unweighted = (Sampler(size, 0, seed, field.name) for _ in range(2))
     weighted = False
@@ -85,7 +86,7 @@ def coreset(
     sample = (sampler if weighted else unweighted).sample()
     index = np.arange(field.n_rows) if field.n_rows <= size else sample.index
     own = _weights_of(weights, field, index) if weighted else np.ones(len(index))
-    standing = own if field.n_rows <= size else sample.weights
+    standing = own if field.n_rows <= size else np.minimum(sample.weights, GREATEST_WEIGHT)
     multiplicity = np.ones(len(index)) if field.n_rows <= size else standing / own
     return Selection(index, _rows_of(tables, field, index), standing, multiplicity)
 
