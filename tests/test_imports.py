@@ -40,6 +40,7 @@ LEVELS = {
     "console": 13,
     "doctor": 13,
     "bench": 14,
+    "report": 14,
     "cli": 15,
 }
 

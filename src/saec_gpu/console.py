@@ -31,6 +31,7 @@ STAGES = {
     "write": "writing",
 }
 VERIFY_STAGES = {"statistics": "reading", "codes": "checking"}
+REPORT_STAGES = {"statistics": "reading", "codes": "counting codes"}
 
 
 @cache

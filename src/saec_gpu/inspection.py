@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from saec_gpu.clustering.budget import encoded_bytes
 from saec_gpu.clustering.statistics import GREATEST_WEIGHT, LEAST_WEIGHT
+from saec_gpu.data import Float64
 from saec_gpu.errors import ParamError, WeightError
 from saec_gpu.sources import TableField, TableSource, WeightSource
 from saec_gpu.stream import READS_HELD, FieldWork, ResidencySet, plan_sets
@@ -136,6 +137,27 @@ def _least(enough: Callable[[int], bool], *, above: int) -> int:
     return high
 
 
+def weights_by_parts(weights: WeightSource, name: str) -> Iterator[tuple[int, Float64]]:
+    """Yield the weights of one field part by part, checked: the first row, float64 (n,).
+
+    Raises
+    ------
+    WeightError
+        A weight is not allowed. Names field and row, as `compress` would.
+    """
+    n_rows = weights.fields[name]
+    for start in range(0, n_rows, READ_ROWS):
+        part = np.empty(min(READ_ROWS, n_rows - start))
+        weights.read(name, start, part)
+        bad = np.flatnonzero(~((part == 0) | (part >= LEAST_WEIGHT) & (part <= GREATEST_WEIGHT)))
+        if len(bad):
+            raise WeightError(
+                f'row {start + bad[0]} of field "{name}" has weight {float(part[bad[0]])!r}; a '
+                "weight is 0 or a finite number from 2^-400 to 2^400"
+            )
+        yield start, part
+
+
 def summarise(weights: WeightSource, name: str) -> WeightSummary:
     """Return a summary of one field's weights.
 
@@ -145,15 +167,8 @@ def summarise(weights: WeightSource, name: str) -> WeightSummary:
         A weight is not allowed. Names field and row, as `compress` would.
     """
     values = np.empty(weights.fields[name])
-    for start in range(0, len(values), READ_ROWS):
-        part = values[start : start + READ_ROWS]
-        weights.read(name, start, part)
-        bad = np.flatnonzero(~((part == 0) | (part >= LEAST_WEIGHT) & (part <= GREATEST_WEIGHT)))
-        if len(bad):
-            raise WeightError(
-                f'row {start + bad[0]} of field "{name}" has weight {float(part[bad[0]])!r}; a '
-                "weight is 0 or a finite number from 2^-400 to 2^400"
-            )
+    for start, part in weights_by_parts(weights, name):
+        values[start : start + len(part)] = part
     if not len(values):
         return WeightSummary(0.0, 0.0, 0, 0)
     values.sort()
