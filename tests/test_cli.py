@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 import saec_gpu as saec
 from saec_gpu import cli, console, doctor
 
-COMMANDS = ("demo", "compress", "inspect", "verify", "lookup", "bench", "doctor")
+COMMANDS = ("demo", "compress", "inspect", "verify", "report", "lookup", "bench", "doctor")
 MAIN = "from saec_gpu.cli import main; main()"
 # The same, slowed down at every report of progress so that a signal meets a run in the middle.
 SLOW_MAIN = """
@@ -224,6 +224,28 @@ def test_lookup_writes_a_file(tmp_path: Path, artifact: Path) -> None:
     assert np.array_equal(np.load(out), saec.load(artifact)["user"].lookup(rows))
 
 
+def test_report_writes_a_page(tmp_path: Path, artifact: Path, model: Path, weights: Path) -> None:
+    out = tmp_path / "page.html"
+    told = output("report", artifact, "--out", out)
+    assert re.fullmatch(rf"{out}: 3 fields, [\d.]+ kB; open it in a browser\n", told)
+    without = out.read_text(encoding="utf-8")
+    assert "Error by frequency" not in without
+    told = document("report", artifact, model, "--weights", weights, "--out", out)
+    assert told["out"] == str(out)
+    assert [one["name"] for one in told["errors"]] == ["item[0]", "user"]
+    assert sum(group["rows"] for group in told["errors"][1]["groups"]) <= 700
+    assert told["errors"][1]["all"]["rows"] == 700
+    assert "Error by frequency" in out.read_text(encoding="utf-8")
+
+
+def test_report_goes_to_the_folder_where_it_is_asked_for(
+    tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert output("report", artifact).startswith("report.html: ")
+    assert (tmp_path / "report.html").exists()
+
+
 def test_fields_and_codewords_of_each(tmp_path: Path, model: Path) -> None:
     out = tmp_path / "m.saec"
     given = ["--fields", "user", "--fields", "item*", "--codewords", "7"]
@@ -316,6 +338,8 @@ def test_json_of_an_artifact_that_is_wrong(
         (["compress", "x.npy", "--out", "a", "--codewords", "x="], "'x=': give a whole number"),
         (["inspect", "x.npy", "--codewords", "3", "--ratio", "2"], "give one of them"),
         (["verify", "x.saec", "--weights", "w.npy"], "give SOURCE too"),
+        (["report", "x.saec", "--weights", "w.npy"], "needs both TABLES and --weights"),
+        (["report", "x.saec", "t.npy"], "needs both TABLES and --weights"),
         (["lookup", "x.saec", "user"], "ROWS"),
         (["lookup", "x.saec", "user", "first"], "'first' is no row number"),
         (["lookup", "x.saec", "user", "5:5"], "'5:5' is no row number"),

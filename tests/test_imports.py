@@ -42,6 +42,7 @@ LEVELS = {
     "console": 14,
     "doctor": 14,
     "bench": 15,
+    "report": 15,
     "cli": 16,
 }
 

@@ -600,6 +600,48 @@ def _exit_unless(ok: bool) -> None:
 
 
 @_command(
+    "report model.saec",
+    "report model.saec model.safetensors --weights counts.safetensors --out model.html",
+)
+def report(
+    artifact: Artifact_,
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="TABLES", help="The tables it was made from."),
+    ] = None,
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option(help="Page to write; replaced if it is there.")] = Path(
+        "report.html"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Write what there is to know of an artifact as one page of HTML.
+
+    Bytes by field, how evenly codewords are used, seconds, rows rechecked; under a byte budget the
+    curves it was shared out along. With TABLES and --weights also the error of rows by how often
+    they are looked up, for which all rows are read. The page needs no network. Needs the extra
+    report.
+    """
+    from saec_gpu.artifact import load
+    from saec_gpu.report.page import check_installed, page
+    from saec_gpu.report.sections import report_data
+
+    if (source is None) != (weights is None):
+        raise typer.BadParameter("the error by frequency needs both TABLES and --weights")
+    check_installed()
+    loaded = load(artifact)
+    with console.ProgressDisplay(quiet=as_json, stages=console.REPORT_STAGES) as progress:
+        data = report_data(loaded, source, weights, progress=progress)
+    html = page(data)
+    out.write_text(html, encoding="utf-8")
+    if as_json:
+        console.print_json({"out": str(out), **data})
+    else:
+        size = console.human_bytes(len(html.encode()))
+        print(f"{out}: {console.counted(len(loaded), 'field')}, {size}; open it in a browser")
+
+
+@_command(
     "lookup model.saec item 0 17 100:110",
     "lookup model.saec item 0:1000000 --out vectors.npy",
     ignore_unknown_options=True,  # so that -1 is a row, and an error that says so

@@ -149,7 +149,7 @@ def verify(
         raise ParamError(f"chunk_rows={chunk_rows!r} was given; give a whole number from 1")
     engine = open_backend(backend, threads=threads) if isinstance(backend, str) else backend
     budget = engine.memory_budget() if memory is None else parse_bytes(memory)
-    source = _tables_of(artifact, open_tables(tables))
+    source = tables_of(artifact, open_tables(tables))
     weight_source = None if weights is None else open_weights(weights, source)
     artifact.check_files()
     works = []
@@ -197,8 +197,14 @@ def _unread(field: CompressedField) -> FieldVerification:
     return FieldVerification(field.name, 0, error, error, None, None, retrained=retrained)
 
 
-def _tables_of(artifact: Artifact, source: TableSource) -> TableSource:
-    """Return the artifact's fields of a source, after checking their shapes."""
+def tables_of(artifact: Artifact, source: TableSource) -> TableSource:
+    """Return the artifact's fields of a source.
+
+    Raises
+    ------
+    SourceError
+        The source lacks one, or it has other rows, dims or dtype there.
+    """
     for name in artifact.names:
         one = artifact[name]
         table = source.fields.get(name)
