@@ -35,6 +35,7 @@ LEVELS = {
     "inspection": 9,
     "pipeline": 9,
     "compression": 10,
+    "nn": 11,
     "verification": 11,
     "": 12,
     "bench": 13,

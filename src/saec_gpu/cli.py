@@ -337,6 +337,7 @@ def _print_artifact(artifact: Artifact) -> None:
     rows = []
     for entry in artifact.manifest["fields"]:
         whole = entry["encoding"] == "identity"
+        sse = entry.get("sse", 0.0)
         rows.append(
             (
                 entry["name"],
@@ -347,19 +348,22 @@ def _print_artifact(artifact: Artifact) -> None:
                 entry.get("iterations", ""),
                 console.human_bytes(entry["table_bytes"]),
                 console.human_bytes(entry["codebook_bytes"] + entry["code_bytes"]),
-                console.human_number(entry.get("sse", 0.0)),
+                "retrained" if sse is None else console.human_number(sse),
             )
         )
     console.print_table(columns, rows)
 
 
 def _print_sizes(artifact: Artifact, seconds: float | None = None) -> None:
-    error = sum(entry.get("sse", 0.0) for entry in artifact.manifest["fields"])
+    errors = [entry.get("sse", 0.0) for entry in artifact.manifest["fields"]]
+    known = [error for error in errors if error is not None]
+    retrained = len(errors) - len(known)
+    besides = f", {console.counted(retrained, 'retrained field')} aside" if retrained else ""
     print(
         f"{console.human_bytes(artifact.table_bytes)} → "
         f"{console.human_bytes(artifact.counted_bytes)}, {artifact.ratio:.2f} times smaller "
         f"({console.human_bytes(artifact.disk_bytes)} on disk); sum of squared distances "
-        f"{console.human_number(error)}"
+        f"{console.human_number(sum(known))}{besides}"
     )
     if seconds is not None:
         run = artifact.run
@@ -481,7 +485,7 @@ def verify(
     if source is None:
         loaded.check_files()
         if as_json:
-            console.print_json({"ok": True, "problems": [], "fields": []})
+            console.print_json({"ok": True, "problems": [], "notes": [], "fields": []})
         else:
             print(f"{artifact}: no file was altered (give its tables to check codes and errors)")
         return
@@ -496,7 +500,9 @@ def verify(
             | {"ok": field.ok}
             for field in found.fields
         ]
-        console.print_json({"ok": found.ok, "problems": found.problems, "fields": fields})
+        console.print_json(
+            {"ok": found.ok, "problems": found.problems, "notes": found.notes, "fields": fields}
+        )
     else:
         _print_verification(found)
     _exit_unless(found.ok)
@@ -505,10 +511,13 @@ def verify(
 def _print_verification(found: Verification) -> None:
     for problem in found.problems:
         console.complain(problem)
-    if found.ok:
+    for note in found.notes:
+        print(note)
+    checked = len(found.fields) - len(found.notes)
+    if found.ok and checked:
         weighted = any(field.weighted_sse is not None for field in found.fields)
         print(
-            f"verified: {console.counted(len(found.fields), 'field')}, every code and every "
+            f"verified: {console.counted(checked, 'field')}, every code and every "
             f"{'error, weighted too,' if weighted else 'error'} to the last bit"
         )
 
