@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 
 import saec_gpu as saec
+from saec_gpu.nn import compress_module, to_artifact
 
 from .arms import decoded, hashed, judged, mean_frequency, rounded, table_bytes
-from .compressed import compress_module
 from .cycle import hours
 from .data import ClickData
 from .figures import draw
@@ -25,6 +26,7 @@ from .runs import (
     COUNTS,
     MODEL,
     RETRAINED,
+    RETRAINED_DENSE,
     TRAIN,
     DataChoice,
     load_run,
@@ -71,7 +73,7 @@ def compress(options: argparse.Namespace) -> None:
     """Compress the tables of a trained model."""
     begun = time.perf_counter()
     if options.artifact is None:
-        (options.run / RETRAINED).unlink(missing_ok=True)  # codewords of the artifact before
+        shutil.rmtree(options.run / RETRAINED, ignore_errors=True)  # of the artifact before
     artifact = saec.compress(
         options.run / MODEL,
         weights=options.run / COUNTS,
@@ -98,7 +100,8 @@ def compress(options: argparse.Namespace) -> None:
 def retrain(options: argparse.Namespace) -> None:
     """Train codewords and dense layers on, codes frozen."""
     model, data, noted = load_run(options.run)
-    small = compress_module(model, saec.load(_artifact(options)))
+    artifact = saec.load(_artifact(options))
+    small = compress_module(model, artifact)
     how = dataclasses.replace(
         Training(**noted["training"]),
         learning_rate=options.learning_rate,
@@ -106,7 +109,8 @@ def retrain(options: argparse.Namespace) -> None:
     )
     begun = time.perf_counter()
     history = fit(small, data, how, noted["seed"], _print_epoch)
-    save_state(options.run / RETRAINED, small)
+    save_state(options.run / RETRAINED_DENSE, small)
+    to_artifact(small, artifact, options.run / RETRAINED, overwrite=True)
     found: dict[str, Any] = {
         "training": dataclasses.asdict(how),
         "seconds": time.perf_counter() - begun,
@@ -150,9 +154,10 @@ def _arms(
     artifact = saec.load(_artifact(options))
     yield "post", decoded(model, artifact), data, artifact.counted_bytes
     if options.artifact is None and (options.run / RETRAINED).exists():
-        small = compress_module(DeepFM(data.vocabularies), artifact)
-        load_state(options.run / RETRAINED, small)
-        yield "retrained", small, data, artifact.counted_bytes
+        retrained = saec.load(options.run / RETRAINED)
+        small = compress_module(DeepFM(data.vocabularies), retrained)
+        load_state(options.run / RETRAINED_DENSE, small)
+        yield "retrained", small, data, retrained.counted_bytes
     if options.hashing:
         fewer = hashed(data, artifact.counted_bytes)
         torch.manual_seed(noted["seed"])

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 import saec_gpu as saec
 from saec_gpu.artifact import Artifact
+from saec_gpu.nn import compress_module
 
-from .compressed import compress_module
 from .data import lookup_counts
 from .model import DeepFM, grow, table_name, tables
 from .stream import click_hours, known

@@ -8,20 +8,21 @@ train.json          data, seed, settings, metrics; also what a model is built fr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from .data import ClickData, load_criteo, load_npz
 from .model import DeepFM, table_name
 from .stream import stream_data
 
 MODEL, COUNTS, TRAIN = "model.safetensors", "counts.safetensors", "train.json"
-ARTIFACT, RETRAINED = "model.saec", "retrained.safetensors"
+ARTIFACT, RETRAINED, RETRAINED_DENSE = "model.saec", "retrained.saec", "retrained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,23 @@ class DataChoice:
 
 
 def save_state(path: Path, model: DeepFM) -> None:
-    """Write all that the model trains; not the codes, which are the artifact's."""
-    save_file({name: weight.detach().numpy() for name, weight in model.named_parameters()}, path)
+    """Write full tables and dense layers; codewords and codes are for an artifact to keep."""
+    save_file({name: weight.detach().numpy() for name, weight in _weights(model)}, path)
 
 
 def load_state(path: Path, model: DeepFM) -> DeepFM:
     """Give a model what `save_state` wrote of one like it; return it."""
     stored = load_file(path)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for name, weight in _weights(model):
             weight.copy_(torch.from_numpy(stored[name]))
     return model
+
+
+def _weights(model: DeepFM) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in model.named_parameters():
+        if not name.endswith(".codebook"):
+            yield name, weight
 
 
 def save_counts(path: Path, data: ClickData) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .compressed import CompressedEmbedding
+from saec_gpu.nn import CompressedEmbedding
+
 from .data import ClickData, Clicks
 from .metrics import auc, log_loss
 from .model import DeepFM
@@ -138,7 +139,9 @@ def rows_of_weights(model: DeepFM) -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(table, nn.Embedding):
             yield table.weight, torch.ones(1, 1)
         elif isinstance(table, CompressedEmbedding):
-            of_codes = torch.bincount(table.codes, minlength=len(table.codebook))
+            of_codes = torch.bincount(
+                table.codes_of(torch.arange(table.num_embeddings)), minlength=len(table.codebook)
+            )
             yield table.codebook, of_codes.float().unsqueeze(1)
 
 
