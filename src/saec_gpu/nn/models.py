@@ -127,8 +127,8 @@ def to_artifact(
     -----
     Codewords are stored in the dtype they had, rows of a field kept whole in the table's. A field
     whose codewords changed has `sse` and `weighted_sse` null in the manifest and "retrained" at the
-    end of its `history`: its codes are no longer those of the nearest codewords, so `verify` does not
-    check them. A field whose codewords are as they were loaded stays what it was, to the bit.
+    end of its `history`: its codes are no longer those of the nearest codewords, so `verify` does
+    not check them. A field whose codewords are as they were loaded stays what it was, to the bit.
     Files of codes are linked where the file system can, else copied.
 
     Examples
