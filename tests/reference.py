@@ -8,6 +8,7 @@ Rows are (n, dim), rounded once to float32; codewords float32 (k, dim); weights 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -340,6 +341,30 @@ def as_stored(codewords: Any, dtype: str) -> Table:
     return np.array(decoded, np.float32).reshape(table.shape)
 
 
+def lloyd(
+    table: Table,
+    w: Sequence[float],
+    codewords: Table,
+    found: Statistics,
+    drawn: Sample,
+    tol: float,
+    max_iter: int,
+) -> tuple[Table, list[int], int, str]:
+    """E to G: codewords, their rows in the last pass, passes, and the rule that ended them."""
+    fixed = fixed_point(found.exponents, found.minimum, found.maximum)
+    threshold = tol * variance(drawn, table)
+    iterations, stopped = 0, "max_iter"
+    while stopped == "max_iter" and iterations < max_iter:
+        codes, _ = assign(table, codewords)
+        sums = partial(table, w, codes, len(codewords), fixed)
+        old = codewords
+        codewords = update(old, sums, fixed, found.minimum, found.maximum, drawn, table)
+        iterations += 1
+        if shift(codewords, old) <= threshold:
+            stopped = "shift"
+    return codewords, sums.counts, iterations, stopped
+
+
 def fit(
     rows: Any,
     weights: Any,
@@ -363,24 +388,15 @@ def fit(
         counts = [codes.count(c) for c in range(len(codewords))]
         without_rows = [c for c in range(len(codewords)) if c not in codes]
         return Fit(codewords, codes, 0, "distinct", counts, without_rows)
-    fixed = fixed_point(found.exponents, found.minimum, found.maximum)
     drawn = sample(table, w, k, seed, field)
     codewords = seeds(drawn, table, k, seed, field) if initial is None else as_rows(initial)
-    threshold = tol * variance(drawn, table)
-    iterations, stopped = 0, "max_iter"
-    while stopped == "max_iter" and iterations < max_iter:
-        codes, _ = assign(table, codewords)
-        sums = partial(table, w, codes, len(codewords), fixed)
-        old = codewords
-        codewords = update(old, sums, fixed, found.minimum, found.maximum, drawn, table)
-        iterations += 1
-        if shift(codewords, old) <= threshold:
-            stopped = "shift"
-    order = sorted(range(len(codewords)), key=lambda c: (-sums.counts[c], c))
+    moved = lloyd(table, w, codewords, found, drawn, tol, max_iter)
+    codewords, counts, iterations, stopped = moved
+    order = sorted(range(len(codewords)), key=lambda c: (-counts[c], c))
     codewords = as_stored(codewords[order], codewords_dtype)
     codes, _ = assign(table, codewords)
     without_rows = [c for c in range(len(codewords)) if c not in codes]
-    counts = [sums.counts[c] for c in order]
+    counts = [counts[c] for c in order]
     return Fit(codewords, codes, iterations, stopped, counts, without_rows)
 
 
@@ -391,3 +407,79 @@ def errors(rows: Any, weights: Any, codewords: Any, codes: Sequence[int]) -> tup
     w = field_weights(weights, len(dists))
     terms = [w_i * d for w_i, d in zip(w, dists, strict=True)]
     return float(sum(map(Fraction, dists))), float(sum(map(Fraction, terms)))
+
+
+# Budgets: clustering/curves.py and clustering/budget.py.
+
+
+def curve_point(
+    rows: Any, weights: Any, k: int, most: int, seed: int, field: str, dtype: str
+) -> tuple[float, list[int]]:
+    """Σ f64(w·dist) and rows of each codeword, of k codewords as a curve measures them.
+
+    Six passes over the rows of a coreset from the seeds that `most` codewords begin with.
+    """
+    table = as_rows(rows)
+    w = field_weights(weights, len(table))
+    drawn = sample(table, w, most, seed, field)
+    codewords = seeds(drawn, table, k, seed, field)
+    moved = lloyd(table, w, codewords, statistics(table, w, 0), drawn, 1e-3, 6)
+    stored = as_stored(moved[0], dtype)
+    codes, _ = assign(table, stored)
+    return errors(table, w, stored, codes)[1], [codes.count(c) for c in range(len(stored))]
+
+
+Option = tuple[int, float]  # bytes and distortion
+
+
+def lower_hull(options: Sequence[Option]) -> list[Option]:
+    """The options that no other one undercuts and no chord of two others, by bytes."""
+
+    def undercut(one: Option) -> bool:
+        return any(o != one and o[0] <= one[0] and o[1] <= one[1] for o in options)
+
+    def chord(low: Option, high: Option, nbytes: int) -> Fraction:
+        slope = (Fraction(high[1]) - Fraction(low[1])) / (high[0] - low[0])
+        return Fraction(low[1]) + slope * (nbytes - low[0])
+
+    def above_a_chord(one: Option) -> bool:
+        return any(
+            low[0] < one[0] < high[0] and chord(low, high, one[0]) <= Fraction(one[1])
+            for low in options
+            for high in options
+        )
+
+    return sorted({one for one in options if not undercut(one) and not above_a_chord(one)})
+
+
+def greedy(hulls: Mapping[str, Sequence[Option]], scales: Mapping[str, float], budget: int) -> Any:
+    """Steps along hulls by what a byte spares, ties by name; one too dear ends its hull.
+
+    Returns the place on each hull, and the names whose hull was ended, in that order.
+    """
+    places = dict.fromkeys(hulls, 0)
+    ended: list[str] = []
+    while True:
+        gains = {}
+        for name, hull in hulls.items():
+            if name not in ended and places[name] + 1 < len(hull):
+                low, high = hull[places[name]], hull[places[name] + 1]
+                gains[name] = scales[name] * ((low[1] - high[1]) / (high[0] - low[0]))
+        if not gains:
+            return places, ended
+        name = min(gains, key=lambda one: (-gains[one], one))
+        places[name] += 1
+        if sum(hulls[one][place][0] for one, place in places.items()) > budget:
+            places[name] -= 1
+            ended.append(name)
+
+
+def least_distortion(
+    fields: Sequence[Sequence[Option]], scales: Sequence[float], budget: int
+) -> float:
+    """The least scaled distortion of one option a field, of all combinations within the budget."""
+    return min(
+        sum(scale * option[1] for scale, option in zip(scales, options, strict=True))
+        for options in itertools.product(*fields)
+        if sum(option[0] for option in options) <= budget
+    )

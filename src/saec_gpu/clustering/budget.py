@@ -73,13 +73,13 @@ class FieldCurve:
         one did, and to make the codes longer as planes get longer.
         """
         same = sorted((p for p in self.points if p.dtype == dtype), key=lambda p: p.codewords)
-        if not same or same[-1].codewords < MOST_MEASURED:
+        half = MOST_MEASURED // 2
+        if not same or same[-1].codewords < MOST_MEASURED or same[0].codewords > half:
             return same
-        last = same[-1]
-        half = self._at(same, max(last.codewords // 2, same[0].codewords))
-        if min(half.distortion, last.distortion) == 0.0:
+        last, before = same[-1], self._at(same, half)
+        if min(before.distortion, last.distortion) == 0.0:
             return same
-        share = last.distortion / half.distortion
+        share = last.distortion / before.distortion
         most = min(self.table.n_rows, MOST_CODEWORDS)
         planes = packed_size(self.table.n_rows, last.codewords)
         for codewords in grid(most, most):
