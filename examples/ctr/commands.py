@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import saec_gpu as saec
-from saec_gpu.nn import compress_module, to_artifact
+from saec_gpu.nn import compress_module
 
 from .arms import decoded, hashed, judged, mean_frequency, rounded, table_bytes
 from .cycle import hours
@@ -35,6 +35,7 @@ from .runs import (
     save_counts,
     save_state,
     write_json,
+    written_back,
 )
 from .training import Training, fit, measure
 
@@ -110,7 +111,7 @@ def retrain(options: argparse.Namespace) -> None:
     begun = time.perf_counter()
     history = fit(small, data, how, noted["seed"], _print_epoch)
     save_state(options.run / RETRAINED_DENSE, small)
-    to_artifact(small, artifact, options.run / RETRAINED, overwrite=True)
+    written_back(small, artifact, options.run / RETRAINED)
     found: dict[str, Any] = {
         "training": dataclasses.asdict(how),
         "seconds": time.perf_counter() - begun,

@@ -19,6 +19,7 @@ from saec_gpu.nn import compress_module
 
 from .data import lookup_counts
 from .model import DeepFM, grow, table_name, tables
+from .runs import written_back
 from .stream import click_hours, known
 from .training import Training, adam, measure, run_epoch
 
@@ -73,6 +74,7 @@ def hours(
         before_retraining = time.perf_counter()
         optimizer_of_small = adam(small, HOURLY_RETRAINING.learning_rate)
         run_epoch(small, now, optimizer_of_small, HOURLY_RETRAINING, generator)
+        written_back(small, artifact, folder / "hour.saec")
         retrained = time.perf_counter()
         yield {
             "hour": hour,

@@ -17,6 +17,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from saec_gpu.artifact import Artifact
+from saec_gpu.nn import CompressedEmbedding, to_artifact
+
 from .data import ClickData, load_criteo, load_npz
 from .model import DeepFM, table_name
 from .stream import stream_data
@@ -57,6 +60,19 @@ def load_state(path: Path, model: DeepFM) -> DeepFM:
     with torch.no_grad():
         for name, weight in _weights(model):
             weight.copy_(torch.from_numpy(stored[name]))
+    return model
+
+
+def written_back(model: DeepFM, artifact: Artifact, out: Path) -> DeepFM:
+    """Write trained codewords into a new artifact; return the model with them as they are stored.
+
+    They may be stored in fewer bits than they were trained in.
+    """
+    written = to_artifact(model, artifact, out, overwrite=True)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, CompressedEmbedding) and module.field is not None:
+                module.codebook.copy_(torch.tensor(written[module.field].codebook))
     return model
 
 

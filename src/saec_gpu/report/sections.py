@@ -153,8 +153,7 @@ def by_table_bytes(entries: Sequence[Entry]) -> list[Entry]:
 
 def codewords_dtype(entry: Entry) -> str:
     """Return the dtype in which the codewords of a field lie in the artifact."""
-    default = entry["dtype"] if entry["encoding"] == "identity" else "float32"
-    return str(entry.get("codewords_dtype", default))
+    return str(entry["codewords_dtype"])
 
 
 def _per_row(amount: float, entry: Entry) -> float:
