@@ -23,7 +23,7 @@ from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
 from saec_gpu.data import Progress, ProgressFunction
 from saec_gpu.durable import scratch_beside
 from saec_gpu.errors import ArtifactError, DeviceMemoryError, ParamError
-from saec_gpu.pipeline import Params, Pipeline
+from saec_gpu.pipeline import CODES_PARAMS, CodesParam, Params, Pipeline
 from saec_gpu.sources import TableField, TableSource, open_tables, open_weights
 from saec_gpu.stream import ResidencySet, plan_sets
 from saec_gpu.version import __version__
@@ -43,6 +43,7 @@ def compress(
     codewords: CodewordsParam | None = None,
     ratio: float | None = None,
     codewords_dtype: CodewordsDtype = "float32",
+    codes: CodesParam = "auto",
     out: str | os.PathLike[str],
     backend: str | Backend = "auto",
     seed: int = 0,
@@ -58,8 +59,9 @@ def compress(
 ) -> Artifact:
     """Return the artifact written to `out`: a codebook per field and a code per row.
 
-    The same rows, weights, codewords, codewords_dtype, seed, max_iter and tol give the same bytes,
-    whatever the format, backend, chunk_rows, memory and threads, and also after a kill and resume.
+    The same rows, weights, codewords, codewords_dtype, codes, seed, max_iter and tol give the same
+    bytes, whatever the format, backend, chunk_rows, memory and threads, and also after a kill and
+    resume.
 
     Parameters
     ----------
@@ -76,6 +78,10 @@ def compress(
     codewords_dtype : {"float32", "float16", "int8"}
         How codewords are stored; int8 with one scale a codeword (codewords.py). Rows get the codes
         of the codewords as stored, whose error is the one that is told.
+    codes : {"auto", "planes"}
+        How codes are stored: "planes" in ceil(log2 k) bits; "auto" for each field in levels
+        (levels.py) where these take fewer bytes. From planes rows are looked up fastest. `ratio`
+        counts planes, so that with levels the tables come out smaller than asked.
     out : path
         Folder to write, customarily `*.saec`.
     backend : {"auto", "cpu", "cupy", "numba"} or Backend
@@ -127,7 +133,7 @@ def compress(
     source = open_tables(tables, fields=fields)
     weight_source = None if weights is None else open_weights(weights, source)
     params = _checked_params(
-        source, codewords, ratio, codewords_dtype, seed, max_iter, tol, chunk_rows
+        source, codewords, ratio, codewords_dtype, codes, seed, max_iter, tol, chunk_rows
     )
     engine = open_backend(backend, threads=threads) if isinstance(backend, str) else backend
     identity = {
@@ -170,6 +176,7 @@ def _checked_params(
     codewords: CodewordsParam | None,
     ratio: float | None,
     codewords_dtype: CodewordsDtype,
+    codes: CodesParam,
     seed: int,
     max_iter: int,
     tol: float,
@@ -183,13 +190,15 @@ def _checked_params(
             raise ParamError(f"{name}={value!r} was given; give a whole number from {least}")
     if not (isinstance(tol, int | float) and np.isfinite(tol) and tol >= 0):
         raise ParamError(f"tol={tol!r} was given; give a finite number from 0")
-    if codewords_dtype not in CODEWORDS_DTYPES:
-        raise ParamError(
-            f"codewords_dtype={codewords_dtype!r} was given; give one of "
-            f"{', '.join(CODEWORDS_DTYPES)}"
-        )
+    known: list[tuple[str, str, Sequence[str]]] = [
+        ("codewords_dtype", codewords_dtype, CODEWORDS_DTYPES),
+        ("codes", codes, CODES_PARAMS),
+    ]
+    for name, chosen, choices in known:
+        if chosen not in choices:
+            raise ParamError(f"{name}={chosen!r} was given; give one of {', '.join(choices)}")
     by_field = asked_codewords(source.fields, codewords, ratio, codewords_dtype)
-    return Params(by_field, int(seed), int(max_iter), float(tol), codewords_dtype)
+    return Params(by_field, int(seed), int(max_iter), float(tol), codewords_dtype, codes)
 
 
 def asked_codewords(

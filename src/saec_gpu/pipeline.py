@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import numpy as np
 
@@ -23,11 +23,15 @@ from saec_gpu.clustering.seeding import seed_codewords
 from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
 from saec_gpu.codewords import CodewordsDtype, StoredCodewords, store
 from saec_gpu.data import Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
-from saec_gpu.packing import PlaneWriter
+from saec_gpu.levels import Levels, choose_levels, encode_in_levels
+from saec_gpu.packing import PlaneWriter, packed_size
 from saec_gpu.sources import TableSource, WeightSource
 from saec_gpu.stream import FieldWork, Piece, ResidencySet, RowStream
 
 logger = logging.getLogger(__name__)
+
+CodesParam = Literal["auto", "planes"]
+CODES_PARAMS: tuple[CodesParam, ...] = get_args(CodesParam)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,6 +46,7 @@ class Params:
     max_iter: int
     tol: float
     codewords_dtype: CodewordsDtype
+    codes: CodesParam
 
     def manifest(self) -> dict[str, Any]:
         """Return what the manifest records beside the fields."""
@@ -50,6 +55,7 @@ class Params:
             "max_iter": self.max_iter,
             "tol": self.tol,
             "codewords_dtype": self.codewords_dtype,
+            "codes": self.codes,
         }
 
 
@@ -66,6 +72,7 @@ class Pipeline:
     progress: ProgressFunction
     by_piece: bool
     codebooks: dict[str, StoredCodewords] = field(default_factory=dict)
+    levels: dict[str, Levels | None] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     rechecked: dict[str, list[int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -80,7 +87,7 @@ class Pipeline:
             elif (
                 self.checkpoint is not None and (found := self.checkpoint.done(number)) is not None
             ):
-                self.codebooks[name], self.records[name] = found
+                self.codebooks[name], self.levels[name], self.records[name] = found
 
     def unfinished(self) -> list[str]:
         """Return the fields that are still to be clustered."""
@@ -295,9 +302,20 @@ class Pipeline:
         record["unused_codewords"] = [int(code) for code in np.flatnonzero(uses == 0)]
         record["most_rows_of_a_codeword"] = int(uses.max())
         self.codebooks[name] = codebook
+        self.levels[name] = levels = self._in_levels(name, uses)
         self.records[name] = record
         if self.checkpoint is not None:
-            self.checkpoint.save_done(self.numbers[name], codebook, record)
+            self.checkpoint.save_done(self.numbers[name], codebook, levels, record)
+
+    def _in_levels(self, name: str, uses: Int64) -> Levels | None:
+        """Bring the field's codes from planes into levels where these take fewer bytes."""
+        if self.params.codes == "planes":
+            return None
+        levels = choose_levels(uses)
+        if levels is None or levels.size >= packed_size(levels.rows[0], len(uses)):
+            return None
+        encode_in_levels(self.codes_path(name), len(uses), levels)
+        return levels
 
     def _record(self, name: str, statistics: Statistics, fitted: FieldFit | None) -> dict[str, Any]:
         """Return what the manifest says of a field beside its sizes."""
@@ -327,14 +345,16 @@ class Pipeline:
             values, scales = self.source.read_stored(name, 0, table.n_rows), None
         else:
             values, scales = stored.values, stored.scales
+        levels = self.levels.get(name)
         return EncodedField(
             name=table.name,
             n_rows=table.n_rows,
             dim=table.dim,
             dtype=table.dtype,
-            encoding="identity" if stored is None else "planes",
+            encoding="identity" if stored is None else "planes" if levels is None else "levels",
             codebook=values,
             codes=None if stored is None or not table.n_rows else self.codes_path(name),
             record=self.records[name],
             scales=scales,
+            levels=levels,
         )
