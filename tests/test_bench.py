@@ -16,11 +16,14 @@ from saec_gpu.bench import billion, fast
 from saec_gpu.bench import run as runner
 from saec_gpu.bench.agreement import defined_codes, inertia
 from saec_gpu.bench.cases import CASES, CaseData, FieldData, cases, find_case, load_case, write_case
+from saec_gpu.bench.codes import entropy_bytes
+from saec_gpu.bench.codes import main as measure_codes
 from saec_gpu.bench.peers import Outcome, Saec, find_contestant
 from saec_gpu.bench.plot import draw, latest, main, table
 from saec_gpu.bench.records import SCHEMA, append_record, read_records, without_folders
 from saec_gpu.bench.startup import measure_startup
 from saec_gpu.bench.worker import serve
+from safetensors.numpy import save_file
 
 from saec_gpu.clustering.selection import ROWS_A_CODEWORD
 from saec_gpu.data import Progress
@@ -479,3 +482,25 @@ def test_selection_record() -> None:
     assert record["head"][225] == record["coreset"][225] == 1.0
     assert record["head"][10] > 1.0
     assert record["coreset"][10] > 1.0
+
+
+# Codes.
+
+
+def test_codes_are_measured(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rng.standard_normal((3000, 4)) * np.exp(2 * rng.standard_normal((3000, 1)))
+    save_file({"item": rows.astype(np.float32)}, tmp_path / "t.safetensors")
+    arguments = ("--table", tmp_path / "t.safetensors", "--lookup-rows", 5000, "--lookups", 100)
+    measure_codes([*map(str, arguments), "--repeats", "2", "--append", str(tmp_path / "r.jsonl")])
+    records = read_records([tmp_path / "r.jsonl"])
+    assert [record["op"] for record in records] == ["code_bytes"] * 4 + ["lookup"]
+    for record in records[:-1]:
+        assert 1.0 <= record["levels_of_entropy"] <= record["planes_of_entropy"]
+    assert records[-1]["vectors_ratio"] > 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_entropy_of_codes() -> None:
+    assert entropy_bytes(np.array([8, 4, 2, 2, 0])) == 16 * 1.75 / 8

@@ -50,7 +50,9 @@ def weights() -> Arrays:
 
 @pytest.fixture
 def artifact(tmp_path: Path, tables: Arrays, weights: Arrays) -> saec.Artifact:
-    return saec.compress(tables, weights=weights, codewords=20, out=tmp_path / "a.saec")
+    return saec.compress(
+        tables, weights=weights, codewords=20, codes="planes", out=tmp_path / "a.saec"
+    )
 
 
 def altered(artifact: saec.Artifact, name: str, place: int, mask: int = 1) -> saec.Artifact:
@@ -153,6 +155,16 @@ def test_one_bit_of_a_code(
     assert found.problems == (
         f'field "{field}": 1 rows are stored with another code than their own',
     )
+
+
+def test_one_bit_of_a_code_in_levels(tmp_path: Path, tables: Arrays) -> None:
+    artifact = saec.compress(tables, codewords=20, fields="item", out=tmp_path / "levels.saec")
+    assert artifact["item"].encoding == "levels"
+    size = (artifact.path / "codes" / "0.npy").stat().st_size
+    mended = altered(artifact, "codes/0.npy", size - 4)  # the last payloads, before spare bytes
+    found = found_of(mended.verify({"item": tables["item"]}), "item")
+    assert found.wrong_codes == 1
+    assert found.sse == found.stored_sse
 
 
 def test_one_bit_of_a_codeword(artifact: saec.Artifact, tables: Arrays) -> None:

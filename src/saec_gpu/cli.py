@@ -259,6 +259,13 @@ def compress(
     sensitivity: Sensitivity = None,
     codewords: Codewords = None,
     codewords_dtype: CodewordsDtype = "auto",
+    codes: Annotated[
+        Literal["auto", "planes"],
+        typer.Option(
+            help="How codes are stored: planes in ceil(log2 codewords) bits, from which rows are "
+            "looked up fastest; auto in fewer bits where codewords serve unequal numbers of rows."
+        ),
+    ] = "auto",
     fields: Fields = None,
     checkpoint: Annotated[
         Path | None,
@@ -288,9 +295,9 @@ def compress(
 ) -> None:
     """Compress the embedding tables of SOURCE into an artifact.
 
-    The same rows, weights, codewords and their dtype, seed, passes and tolerance give the same
-    bytes, whatever the format, memory, threads and backend. An error, a kill or a full disk leaves
-    what was at --out as it was.
+    The same rows, weights, codewords and their dtype, codes, seed, passes and tolerance give the
+    same bytes, whatever the format, memory, threads and backend. An error, a kill or a full disk
+    leaves what was at --out as it was.
     """
     from saec_gpu.compression import compress as run
     from saec_gpu.sources import open_tables
@@ -302,7 +309,7 @@ def compress(
         artifact = run(
             tables, weights=weights, codewords=_by_field(asked, tables.fields), ratio=ratio,
             budget=budget, sensitivity=_scales(sensitivity), codewords_dtype=codewords_dtype,
-            out=out, backend=backend, seed=seed, max_iter=max_iter, tol=tol, fast=fast,
+            codes=codes, out=out, backend=backend, seed=seed, max_iter=max_iter, tol=tol, fast=fast,
             chunk_rows=chunk_rows, memory=memory, threads=threads, checkpoint=checkpoint,
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
@@ -398,7 +405,7 @@ def _print_artifact(artifact: Artifact) -> None:
                 "" if whole else console.human_number(entry.get("clustered_rows", 0)),
                 "whole" if whole else console.human_number(entry["codewords"]),
                 entry["codewords_dtype"],
-                "" if whole else entry["bits"],
+                _bits_of_codes(entry),
                 entry.get("iterations", ""),
                 console.human_bytes(entry["table_bytes"]),
                 console.human_bytes(entry["codebook_bytes"] + entry["code_bytes"]),
@@ -406,6 +413,17 @@ def _print_artifact(artifact: Artifact) -> None:
             )
         )
     console.print_table(columns, rows)
+
+
+def _bits_of_codes(entry: Mapping[str, Any]) -> str:
+    """Return the bits that the codes take a row, and how they are stored where not in planes."""
+    match entry["encoding"]:
+        case "identity":
+            return ""
+        case "levels":
+            return f"{8 * entry['code_bytes'] / entry['rows']:.2f} levels"
+        case _:
+            return str(entry["bits"])
 
 
 def _print_sizes(artifact: Artifact, seconds: float | None = None) -> None:
@@ -450,7 +468,7 @@ def inspect(
 
     Fields with rows, dims and bytes; with --weights also how the lookups are spread; bytes and
     memory for the codewords asked. Reads no rows, but for --ratio and --budget samples of them. Of
-    an artifact: fields, sizes and errors.
+    an artifact: fields, bits of codes, sizes and errors.
     """
     from saec_gpu.backends import open_backend
     from saec_gpu.compression import (

@@ -156,7 +156,7 @@ def verify(
     for name in artifact.names:
         field = artifact[name]
         weighted = weight_source is not None and name in weight_source.fields
-        codewords = field.n_codewords if field.encoding == "planes" else 1
+        codewords = field.n_codewords if field.encoding != "identity" else 1
         if field.n_rows and field.record["sse"] is not None:
             dtype = row_dtype(field.dtype, engine)
             works.append(FieldWork(name, field.n_rows, field.dim, weighted, codewords, dtype))

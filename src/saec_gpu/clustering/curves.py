@@ -21,6 +21,7 @@ from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
 from saec_gpu.codewords import CodewordsDtype, codebook_bytes, store
 from saec_gpu.data import Codebook, Float32, Int64
 from saec_gpu.errors import ParamError
+from saec_gpu.levels import shorter_levels
 from saec_gpu.packing import packed_size
 from saec_gpu.sources import TableField
 
@@ -77,6 +78,7 @@ def measure(
     select: Callable[[TableField], Selection],
     *,
     dtypes: Sequence[CodewordsDtype],
+    in_levels: bool,
     seed: int,
     wanted: Callable[[Mapping[str, Sequence[Point]]], Collection[str]],
     progress: Callable[[int], None],
@@ -92,6 +94,8 @@ def measure(
         Returns a field's coreset.
     dtypes : sequence of {"float32", "float16", "int8"}
         In which codewords may be stored.
+    in_levels : bool
+        Whether codes are stored in levels where these take fewer bytes than planes.
     seed : int
     wanted : function
         Given the curves so far, of some fields, returns the names of those that could want more
@@ -122,7 +126,13 @@ def measure(
                 }
                 found = measured.errors({n: one for n, one in stored.items() if one is not None})
                 for name, (distortion, counts) in found.items():
-                    points[name].append(_point(measured.tables[name], dtype, distortion, counts))
+                    table, k = measured.tables[name], len(counts)
+                    points[name].append(
+                        Point(
+                            k, dtype, distortion, codebook_bytes(k, table.dim, dtype),
+                            _code_bytes(table.n_rows, counts, in_levels=in_levels),
+                        )
+                    )  # fmt: skip
         curves |= {name: tuple(found) for name, found in points.items()}
         progress(len(group))
     return curves
@@ -220,8 +230,7 @@ def _storable(codewords: Float32, dtype: str, field: str, *, must: bool) -> Floa
         return None
 
 
-def _point(field: TableField, dtype: CodewordsDtype, distortion: float, counts: Int64) -> Point:
-    k = len(counts)
-    return Point(
-        k, dtype, distortion, codebook_bytes(k, field.dim, dtype), packed_size(field.n_rows, k)
-    )
+def _code_bytes(n_rows: int, counts: Int64, *, in_levels: bool) -> int:
+    """Return the bytes of the codes of all rows, from the rows of each codeword, in any order."""
+    levels = shorter_levels(np.sort(counts)[::-1]) if in_levels else None
+    return packed_size(n_rows, len(counts)) if levels is None else levels.size

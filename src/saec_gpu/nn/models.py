@@ -307,6 +307,7 @@ def _encoded(artifact: Artifact, name: str, module: CompressedModule | None) -> 
         encoding=field.encoding,
         codebook=stored.values,
         scales=stored.scales,
+        levels=field.levels,
         codes=artifact.path / codes_name(number) if coded else None,
         record=record,
     )
