@@ -7,7 +7,7 @@ import logging
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,10 @@ from safetensors.numpy import save_file
 
 import reference
 import saec_gpu as saec
-from builders import opened
-from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
+from builders import opened, weights_of
+from saec_gpu.clustering.curves import Point
+from saec_gpu.clustering.selection import coreset
+from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype, codebook_bytes
 from saec_gpu.compression import parse_bytes
 from saec_gpu.errors import (
     ArtifactError,
@@ -28,6 +30,7 @@ from saec_gpu.errors import (
     SourceError,
     WeightError,
 )
+from saec_gpu.packing import packed_size
 
 Tables = dict[str, NDArray[Any]]
 FIELDS = (("brand", 12, 3), ("item", 1025, 17), ("shop", 97, 1), ("user", 700, 8))
@@ -490,3 +493,274 @@ def test_no_codeword_takes_nearly_all_rows(tmp_path: Path) -> None:
     assert record["unused_codewords"] == []
     assert record["most_rows_of_a_codeword"] == np.bincount(artifact["x"].codes).max()
     assert record["most_rows_of_a_codeword"] <= 3 * np.bincount(labels).max()
+
+
+# Under a budget.
+
+
+def budget_tables() -> tuple[Tables, Tables]:
+    tables, weights = make_tables(np.random.default_rng(15))
+    tables["half"] = tables["user"][:90].astype(np.float16)
+    tables["none"] = np.zeros((0, 3), np.float32)
+    tables["row"] = tables["item"][:1]
+    tables["same"] = np.repeat(tables["item"][:3], 30, axis=0)
+    weights["user"][:] = 0.0
+    return tables, weights
+
+
+ASKED: dict[str, Any] = {"budget": "15kB", "sensitivity": {"shop": 3.0}, "seed": 2}
+
+
+@pytest.fixture(scope="module")
+def under_budget(tmp_path_factory: pytest.TempPathFactory) -> saec.Artifact:
+    tables, weights = budget_tables()
+    out = tmp_path_factory.mktemp("budget") / "e.saec"
+    return saec.compress(tables, weights=weights, **ASKED, out=out, backend="cpu")
+
+
+@pytest.mark.parametrize(
+    ("write", "chunk_rows", "threads"),
+    [(write_npy, 7, 1), (write_safetensors, 1000, 2), (write_parquet, None, 2), (in_memory, 97, 1)],
+)
+def test_budget_gives_the_same_bytes_from_every_format_chunk_size_and_thread_count(
+    tmp_path: Path,
+    under_budget: saec.Artifact,
+    write: Writer,
+    chunk_rows: int | None,
+    threads: int,
+) -> None:
+    tables, weights = budget_tables()
+    artifact = saec.compress(
+        write(tmp_path / "tables", tables), weights=write(tmp_path / "weights", weights),
+        **ASKED, chunk_rows=chunk_rows, threads=threads, out=tmp_path / "a.saec",
+    )  # fmt: skip
+    assert artifact_bytes(artifact) == artifact_bytes(under_budget)
+
+
+def test_budget_gives_the_same_bytes_in_any_memory_and_on_any_backend(
+    tmp_path: Path, under_budget: saec.Artifact
+) -> None:
+    tables, weights = budget_tables()
+    asked: dict[str, Any] = {"weights": weights, **ASKED}
+    small = saec.compress(tables, **asked, memory="2.2MB", threads=1, out=tmp_path / "small.saec")
+    assert len(small.run["residency_sets"]) > 1
+    assert artifact_bytes(small) == artifact_bytes(under_budget)
+    device = opened("emulated", threads=2)
+    emulated = saec.compress(tables, **asked, backend=device, out=tmp_path / "emulated.saec")
+    assert artifact_bytes(emulated) == artifact_bytes(under_budget)
+
+
+def test_budget_is_kept_and_told(under_budget: saec.Artifact) -> None:
+    tables, weights = budget_tables()
+    assert 0.98 * 15_000 <= under_budget.counted_bytes <= 15_000
+    assert under_budget.verify(tables, weights=weights).ok
+    asked = under_budget.manifest["parameters"]
+    assert (asked["budget"], asked["sensitivity"]) == (15_000, {"shop": 3.0})
+    for entry in under_budget.manifest["fields"]:
+        if not entry["rows"]:
+            assert "curve" not in entry
+            continue
+        # What became of the field lies between the ends of its curve, where it costs what it says.
+        curve = [(one["codewords"], one["dtype"]) for one in entry["curve"]]
+        sizes = [one["codebook_bytes"] + one["code_bytes"] for one in entry["curve"]]
+        distortions = [one["distortion"] for one in entry["curve"]]
+        assert sizes == sorted(set(sizes))
+        assert distortions == sorted(set(distortions), reverse=True)
+        counted = entry["codebook_bytes"] + entry["code_bytes"]
+        assert sizes[0] <= counted <= sizes[-1]
+        dtype = "whole" if entry["encoding"] == "identity" else entry["codewords_dtype"]
+        if (entry["codewords"], dtype) in curve:
+            assert counted == sizes[curve.index((entry["codewords"], dtype))]
+
+
+def test_what_a_budget_chooses_is_clustered_as_the_oracle_does(
+    tmp_path: Path, under_budget: saec.Artifact
+) -> None:
+    tables, weights = budget_tables()
+    coded = [f for f in under_budget.manifest["fields"] if f["encoding"] == "planes" and f["rows"]]
+    assert len({entry["codewords_dtype"] for entry in coded}) > 1
+    for entry in coded:
+        if entry["clustered_rows"] < entry["rows"]:
+            continue
+        name = entry["name"]
+        expected = reference.fit(
+            tables[name].astype(np.float32), weights.get(name), entry["codewords_asked"], seed=2,
+            field=name, codewords_dtype=entry["codewords_dtype"],
+        )  # fmt: skip
+        assert np.array_equal(under_budget[name].codebook, expected.codewords)
+        assert under_budget[name].codes.tolist() == expected.codes
+
+
+SHAPES: dict[str, dict[str, tuple[int, int, str]]] = {
+    "one": {"x": (3000, 5, "float32")},
+    "halves": {"a": (2500, 16, "float16"), "b": (40, 3, "float16")},
+    "doubles": {"a": (900, 3, "float64"), "b": (1100, 3, "float32")},
+    "many small": {f"f{n}": (1 + 7 * n % 50, 1 + n % 5, "float32") for n in range(120)},
+    "large and small": {"a": (9000, 8, "float32"), "b": (5, 8, "float32"), "c": (1, 1, "float16")},
+    "beyond what is measured": {"x": (6000, 2, "float32"), "y": (5000, 3, "float32")},
+}
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("share", [0.7, 0.4, 0.2])
+@pytest.mark.parametrize("dtype", ["auto", "int8"])
+def test_budget_is_used(
+    tmp_path: Path, shapes: str, share: float, dtype: Literal["auto", "int8"]
+) -> None:
+    generator = np.random.default_rng(21)
+    tables = {
+        name: generator.standard_normal((n_rows, dim)).astype(kind)
+        for name, (n_rows, dim, kind) in SHAPES[shapes].items()
+    }
+    weights = {name: generator.zipf(1.5, len(rows)) * 1.0 for name, rows in tables.items()}
+    total = sum(rows.nbytes for rows in tables.values())
+    budget = int(share * total)
+    artifact = saec.compress(
+        tables, weights=weights, budget=budget, codewords_dtype=dtype, out=tmp_path / "a.saec",
+        max_iter=1,
+    )  # fmt: skip
+    assert artifact.counted_bytes <= budget
+    assert artifact.verify(tables, weights=weights).ok
+    left = budget - artifact.counted_bytes
+    # A codeword more of a field with many rows may take a bit of all its codes.
+    a_bit_more = max(len(rows) for rows in tables.values()) // 8
+    assert left <= max(0.02 * budget, a_bit_more) or _has_all(artifact)
+
+
+def _has_all(artifact: saec.Artifact) -> bool:
+    """Return whether every field has as many codewords as rows that differ."""
+    return all(
+        entry["codewords"] == entry["rows"] or entry["weighted_sse"] == 0.0
+        for entry in artifact.manifest["fields"]
+    )
+
+
+def test_sensitivity_moves_bytes_towards_a_field(tmp_path: Path) -> None:
+    tables, weights = make_tables(np.random.default_rng(17))
+    made: list[saec.Artifact] = []
+    values: list[Any] = [None, 50.0, np.float32(50), 50]
+    for number, value in enumerate(values):
+        scales = None if value is None else {"user": value}
+        out = tmp_path / f"{number}.saec"
+        made.append(saec.compress(tables, weights=weights, ratio=8, sensitivity=scales, out=out))
+    plain, sensitive, *others = made
+    assert sensitive["user"].record["weighted_sse"] < plain["user"].record["weighted_sse"]
+    assert sensitive["item"].record["weighted_sse"] > plain["item"].record["weighted_sse"]
+    for other in others:  # one number, however it is given
+        assert artifact_bytes(other) == artifact_bytes(sensitive)
+
+
+def test_ratio_is_a_budget(tmp_path: Path) -> None:
+    tables, _ = make_tables(np.random.default_rng(17))
+    total = sum(rows.nbytes for rows in tables.values())
+    by_ratio = saec.compress(tables, ratio=6, out=tmp_path / "ratio.saec")
+    by_budget = saec.compress(tables, budget=total // 6, out=tmp_path / "budget.saec")
+    assert artifact_bytes(by_ratio) == artifact_bytes(by_budget)
+
+
+@pytest.mark.parametrize("budget", ["least", "all", "more"])
+def test_budget_at_its_ends(tmp_path: Path, budget: str) -> None:
+    tables, weights = budget_tables()
+    total = sum(rows.nbytes for rows in tables.values())
+    # a codeword of int8 and its scale, or of float16, for each field with rows
+    dims = [rows.shape[1] for rows in tables.values() if len(rows)]
+    least = sum(min(dim + 2, 2 * dim) for dim in dims)
+    asked = {"least": least, "all": total, "more": 2 * total}[budget]
+    artifact = saec.compress(tables, weights=weights, budget=asked, out=tmp_path / "a.saec")
+    assert artifact.counted_bytes <= asked
+    assert artifact.verify(tables, weights=weights).ok
+    if budget == "least":
+        assert artifact.counted_bytes == least
+    else:  # rows of weight 0 need not be met
+        assert all(
+            entry.get("weighted_sse") in (0.0, None) for entry in artifact.manifest["fields"]
+        )
+        assert artifact["half"].record["sse"] == 0.0
+    with pytest.raises(ParamError, match=f"already takes {least:,} of the tables' {total:,}"):
+        saec.compress(tables, weights=weights, budget=least - 1, out=tmp_path / "b.saec")
+
+
+def hostile_tables() -> Tables:
+    generator = np.random.default_rng(19)
+    normal = generator.standard_normal((400, 3))
+    return {
+        "equal": np.full((300, 4), 0.1, np.float32),
+        "huge": (normal * 1e38).clip(-3.4e38, 3.4e38).astype(np.float32),
+        "offset": (normal + 1e6).astype(np.float32),
+        "outlier": np.where(np.arange(400)[:, None] == 399, 1e5, normal).astype(np.float32),
+        "signs": np.where(normal > 0, 0.0, -0.0).astype(np.float16),
+        "subnormal": (normal * 1e-44).astype(np.float32),
+        "tail": np.repeat(normal[:2], [399, 1], axis=0),
+    }
+
+
+@pytest.mark.parametrize("weighting", ["none", "zero", "sparse", "widest"])
+def test_hostile_tables_keep_the_budget_and_verify(tmp_path: Path, weighting: str) -> None:
+    tables = hostile_tables()
+    generator = np.random.default_rng(20)
+    weights = {
+        name: weights_of(weighting, generator, len(rows)) for name, rows in tables.items()
+    }  # fmt: skip
+    given = None if weighting == "none" else weights
+    for number, ratio in enumerate((2, 9, 40)):
+        out = tmp_path / f"{number}.saec"
+        artifact = saec.compress(tables, weights=given, ratio=ratio, out=out, max_iter=2)
+        assert artifact.ratio >= ratio
+        assert artifact.verify(tables, weights=given).ok
+
+
+def test_codewords_that_float16_turns_out_not_to_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The curve is of 2,000 rows; of a few others float16 holds no value.
+    from saec_gpu import compression
+
+    monkeypatch.setattr(compression, "CORESET_ROWS", 2000)
+    generator = np.random.default_rng(22)
+    rows = np.round(generator.standard_normal((40_000, 8)) * 200).astype(np.float32)
+    source = saec.open_tables(rows)
+    seen = coreset(source, None, source.fields["x"], 2000, 0).index
+    unseen = np.setdiff1d(np.arange(40_000), seen)[:20]
+    rows[unseen] = 1e5 + np.arange(20)[:, None]
+    point = Point(300, "float16", 1.0, codebook_bytes(300, 8, "float16"), packed_size(40_000, 300))
+    monkeypatch.setattr(compression, "measure", lambda *_, **__: {"x": (point,)})
+    asked: dict[str, Any] = {"budget": 60_000, "fast": False, "max_iter": 3}
+    artifact = saec.compress(rows, **asked, out=tmp_path / "a.saec")
+    assert artifact["x"].codewords_dtype == "int8"
+    assert artifact.counted_bytes <= 60_000
+    assert artifact.verify(rows).ok
+    with pytest.raises(ParamError, match="float16 does not hold"):
+        saec.compress(rows, **asked, codewords_dtype="float16", out=tmp_path / "b.saec")
+
+
+def test_a_dtype_that_cannot_hold_a_field_is_an_error_in_words(tmp_path: Path) -> None:
+    rows = np.full((400, 2), 1e5, np.float32)
+    with pytest.raises(ParamError, match=r'codeword 0 of field "x" holds .* 100000\.0'):
+        saec.compress(rows, ratio=4, codewords_dtype="float16", out=tmp_path / "a.saec")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_under_a_budget_a_row_that_is_not_finite_is_named_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: bool
+) -> None:
+    from saec_gpu import compression
+
+    monkeypatch.setattr(compression, "CORESET_ROWS", 200)
+    rows = np.random.default_rng(3).standard_normal((3000, 3)).astype(np.float32)
+    source = saec.open_tables({"item": rows})
+    seen = coreset(source, None, source.fields["item"], 200, 0).index
+    row = int(seen[50] if chosen else np.setdiff1d(np.arange(3000), seen)[50])
+    rows[row, 1] = np.nan
+    with pytest.raises(NonFiniteRowError, match=f'row {row} of field "item"'):
+        saec.compress({"item": rows}, ratio=8, out=tmp_path / "a.saec")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_of_a_budget_begins_with_curves(tmp_path: Path) -> None:
+    tables, _ = make_tables(np.random.default_rng(5))
+    reports: list[saec.Progress] = []
+    saec.compress(tables, ratio=8, out=tmp_path / "a.saec", progress=reports.append)
+    curves = [(one.done, one.total, one.unit) for one in reports if one.stage == "curves"]
+    assert (curves[0], curves[-1]) == ((0, 4, "fields"), (4, 4, "fields"))
+    assert [one.stage for one in reports[: len(curves)]] == ["curves"] * len(curves)
