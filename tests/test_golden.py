@@ -21,9 +21,9 @@ from golden import make
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFESTS = {  # each states the SHA-256 of the other files of its artifact
-    "v1": "a67c0956d7052a0be26063cef54506897db32548d2a322b5c67fb92bdc285fdf",
-    "v1-float16": "d9ffc4c482e29969956f53c4bc7153f0eed2c8c64cec7914b4bf8dda28264442",
-    "v1-int8": "9de326f6e69ad3a7c40bde18282d768ae25a51794f29d1bc9479c026b74b8b67",
+    "v1": "29a85fbc40a7f1101f05e3e2b9ad1a5c56e96a1e1519e67b2452bf9a76dff891",
+    "v1-float16": "ca2c02814d99fcd152bb670048245eabf00fcaab45ccc085a24bb15c24a04995",
+    "v1-int8": "ae7e374f82585a79bf5c29897a6dd4fdb12673905d784a3cb9e08263581feb7b",
 }
 FILES = {
     "tables.safetensors": "e95b637e70d0f2de6301de48db5ba50ad261ffadc7b8edd8a80c7d923ecc86ff",
