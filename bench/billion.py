@@ -94,7 +94,7 @@ def measure_compression(
     flop = sum(
         2.0 * field["rows"] * field["codewords"] * dim
         for field in fields
-        if field["encoding"] == "planes"
+        if field["encoding"] != "identity"
     )
     rate = None if resumed else flop / run["seconds"][ENCODING]
     on_cpu = run["backend"] == "cpu"
