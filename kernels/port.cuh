@@ -127,20 +127,6 @@ __device__ __forceinline__ float fma_rn(float a, float b, float c) {
   return result;
 }
 
-// a · b + c, rounded up: never below the exact value.
-__device__ __forceinline__ float fma_rn_up(float a, float b, float c) {
-  float result;
-  asm("fma.rp.f32 %0, %1, %2, %3;" : "=f"(result) : "f"(a), "f"(b), "f"(c));
-  return result;
-}
-
-// a · b, rounded up: never below the exact value.
-__device__ __forceinline__ float mul_rn_up(float a, float b) {
-  float result;
-  asm("mul.rp.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
-  return result;
-}
-
 __device__ __forceinline__ double add_rn(double a, double b) { return __dadd_rn(a, b); }
 __device__ __forceinline__ double sub_rn(double a, double b) { return __dsub_rn(a, b); }
 __device__ __forceinline__ double mul_rn(double a, double b) { return __dmul_rn(a, b); }
@@ -150,17 +136,12 @@ __device__ __forceinline__ int64 rint_int64(double value) { return __double2ll_r
 
 // ---- memory
 
-// Each returns what stood there before, but for the 64-bit sum: without a result it is one
+// The sum of 32 bits returns what stood there before; that of 64 bits without a result is one
 // reduction that nobody waits for.
 __device__ __forceinline__ uint32 atomic_add(uint32* at, uint32 value) {
   return atomicAdd(at, value);
 }
 __device__ __forceinline__ void atomic_add(uint64* at, uint64 value) { atomicAdd(at, value); }
-__device__ __forceinline__ int32 atomic_min(int32* at, int32 value) { return atomicMin(at, value); }
-__device__ __forceinline__ uint32 atomic_min(uint32* at, uint32 value) {
-  return atomicMin(at, value);
-}
-__device__ __forceinline__ int64 atomic_min(int64* at, int64 value) { return atomicMin(at, value); }
 
 // Copies 16 bytes, both ends aligned to 16, beside other work; readable by this thread after the
 // wait, by others after a barrier that follows the wait. sm_75 copies at once.
@@ -186,12 +167,6 @@ __device__ __forceinline__ void copy_async_wait() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 #endif
-}
-
-// A read of what no one reads again soon: it leaves the cache first.
-template <class T>
-__device__ __forceinline__ T load_once(const T* from) {
-  return __ldcs(from);
 }
 
 // A read of what nobody writes during the kernel.

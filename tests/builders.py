@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -86,6 +88,11 @@ def weights_of(kind: str, rng: np.random.Generator, n: int) -> Float64 | None:
     """Return float64 (n,) weights of one of WEIGHT_KINDS, or None."""
     weights = WEIGHT_KINDS[kind](rng, n)
     return None if weights is None else weights.astype(np.float64)
+
+
+def as_table(dtype: str, rows: NDArray[np.floating]) -> NDArray[Any]:
+    """Rows as a table of this dtype has them, "bfloat16" included."""
+    return rows.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
 def column(*values: float) -> Float32:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import reference
 from builders import (
     Piece,
+    as_table,
     chunk_of_pieces,
     chunks_of,
     column,
@@ -26,10 +27,11 @@ from builders import (
 from conftest import EMULATED
 from saec_gpu.backends import open_backend
 from saec_gpu.backends.cpu import CpuBackend, CpuCodebooks
-from saec_gpu.backends.protocol import Assignment, Backend
+from saec_gpu.backends.protocol import Assignment, Backend, StorePlan
 from saec_gpu.data import Chunk, Codebook, FixedPoint, chunk_of
 from saec_gpu.errors import LayoutError, ParamError
 from saec_gpu.layout import TILE_ROWS, lay_out
+from saec_gpu.sources.stored import storage_dtype
 
 # (rows, dim, codewords): fields that end anywhere in a block, a tile and a group of codewords
 RAGGED = [
@@ -144,6 +146,27 @@ class TestBackend:
             assert found.codes.tolist() == codes
             assert found.distances is not None
             assert found.distances.tolist() == distances
+
+    def test_a_store_gives_rows_of_every_dtype_that_it_holds(
+        self, backend: Backend, rng: np.random.Generator
+    ) -> None:
+        assert "float32" in backend.row_dtypes
+        for dtype in backend.row_dtypes:
+            table = as_table(dtype, rows_of("normal", rng, 300, 5))
+            rows, stored = table.astype(np.float32), table.view(storage_dtype(dtype))
+            codebooks = backend.load_codebooks({"x": Codebook(rows[:9])})
+            codes, _ = reference.assign(rows, rows[:9])
+            plan = StorePlan(lay_out([("x", 0, 200, 5)]), stored.dtype, 100, 500, weighted=False)
+            store = backend.open_store(plan)
+            for start in (0, 100, 200):
+                layout = lay_out([("x", start, 100, 5)])
+                chunk = store.room(layout, stays=start < 200)
+                chunk.rows(layout.segments[0])[:] = stored[start : start + 100]
+                found = backend.assign(store.put(chunk, stays=start < 200), codebooks)
+                assert found.codes.tolist() == codes[start : start + 100]
+            assert backend.assign(store.whole(), codebooks).codes.tolist() == codes[:200]
+            part = store.part(lay_out([("x", 37, 60, 5)]))
+            assert backend.assign(part, codebooks).codes.tolist() == codes[37:97]
 
     def test_distances_are_given_only_when_asked_for(self, backend: Backend) -> None:
         loaded = backend.load_codebooks({"x": Codebook(column(0, 5))})
@@ -350,6 +373,11 @@ class TestBackend:
         other = backend.load_rows(chunk_of("x", np.ones((3, 4), np.float32)))
         with pytest.raises(LayoutError, match='field "x" have 4 columns, its codewords 2'):
             backend.assign(other, codebooks)
+
+    def test_a_codebook_without_codewords_is_refused(self, backend: Backend) -> None:
+        codebooks = {"x": Codebook(column(1)), "y": Codebook(np.zeros((0, 3), np.float32))}
+        with pytest.raises(LayoutError, match=r'field "y" .* 0 codewords of 3 columns; give at'):
+            backend.load_codebooks(codebooks)
 
     def test_weighted_sums_of_rows_without_weights_are_refused(self, backend: Backend) -> None:
         ours, _ = fixed_points(column(1, 2), np.array([1.0, 2.0]))

@@ -16,7 +16,7 @@ from emulated_device import LIMITS, EmulatedDevice
 from numpy.typing import NDArray
 
 import saec_gpu as saec
-from builders import weights_of
+from builders import as_table, weights_of
 from conftest import EMULATED
 from saec_gpu.artifact import Artifact
 from saec_gpu.backends import cuda_plan
@@ -44,8 +44,10 @@ from saec_gpu.backends.cupy_cuda import CudaBackend
 from saec_gpu.backends.kernel_sources import sources_folder
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.data import Chunk, Codebook, FixedPoint, Float32, Float64, chunk_of
-from saec_gpu.errors import DeviceMemoryError, LayoutError
+from saec_gpu.errors import DeviceMemoryError, LayoutError, NonFiniteRowError
 from saec_gpu.layout import lay_out
+from saec_gpu.sources import open_tables
+from saec_gpu.stream import FieldWork, RowStream, plan_sets, row_dtype
 
 Tables = tuple[dict[str, Float32], dict[str, Float64]]
 
@@ -115,6 +117,9 @@ def expected(tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> Mappin
     )
 
 
+# Dtypes of tables, and the bytes that a value of their rows takes on the device.
+HELD_AS = [("float16", 2), ("bfloat16", 2), ("float32", 4), ("float64", 4)]
+
 # The order of threads, copies and sums: one of them each time, all with --full.
 SEEDS = [pytest.param(s, marks=[] if s == 5 else [pytest.mark.full]) for s in EMULATED.values()]
 
@@ -156,18 +161,82 @@ def test_rows_that_pass_through_are_never_mixed_up(tmp_path: Path, seed: int) ->
     assert artifact_bytes(streamed) == artifact_bytes(plain)
 
 
-def test_a_field_that_fits_is_copied_once(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).standard_normal((3000, 6)).astype(np.float32)
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("memory", [None, 1_000_000])
+def test_rows_of_every_dtype_come_to_the_cpu_s_artifact(
+    tmp_path: Path, seed: int, memory: int | None
+) -> None:
+    # RELIABILITY 27, 29, 30
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "a": ("float16", 20_000, 17), "b": ("float32", 1000, 5), "c": ("bfloat16", 60_000, 6),
+        "d": ("float64", 600, 20), "e": ("float16", 700, 33), "f": ("bfloat16", 90, 40),
+    }  # fmt: skip
+    tables = {
+        name: as_table(dtype, rng.standard_normal((n_rows, dim)))
+        for name, (dtype, n_rows, dim) in shapes.items()
+    }
+    weights = {"a": weights_of("sparse", rng, 20_000), "e": weights_of("wide", rng, 700)}
+    common: dict[str, Any] = {"weights": weights, "codewords": 20, "max_iter": 4}
+    plain = saec.compress(tables, out=tmp_path / "cpu.saec", backend="cpu", **common)
+    device = WatchedDevice(seed=seed)
+    backend = CudaBackend(device)
+    found = saec.compress(
+        tables, out=tmp_path / "cuda.saec", backend=backend, memory=memory, **common
+    )
+    assert artifact_bytes(found) == artifact_bytes(plain)
+    assert found.verify(tables, weights=weights, backend=backend, memory=memory).ok
+    assert {name.rpartition("_")[2] for name in device.launches} >= {"f16", "bf16", "f32"}
+    sets = found.run["residency_sets"]
+    if memory is None:  # one for each dtype
+        assert [s["fields"] for s in sets] == [2, 2, 2]
+    else:  # the largest of float16 and of bfloat16 do not fit
+        assert [s["resident_rows"] > 0 for s in sets if not s["resident"]] == [True, True]
+
+
+@pytest.mark.parametrize(("dtype", "item_bytes"), HELD_AS)
+def test_rows_take_on_the_device_what_the_plan_says(dtype: str, item_bytes: int) -> None:
+    # RELIABILITY 16
+    source = open_tables({"x": as_table(dtype, np.ones((3000, 7)))})
+    backend = CudaBackend(EmulatedDevice())
+    work = FieldWork("x", 3000, 7, False, 9, row_dtype(dtype, backend))
+    (planned,) = plan_sets([work], memory=2**24, threads=1, chunk_rows=None)
+    stream = RowStream(source, None, planned, backend, by_piece=False)
+    (rows,) = stream.passed(["x"])
+    taken = LIMITS.memory_bytes - backend.device.free_bytes()
+    assert taken == rows.values.nbytes == 3000 * 7 * item_bytes
+    assert planned.rows_held() == taken + 3000 * 4  # and codes
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_rows_that_are_not_finite_are_named(tmp_path: Path, dtype: str, bad: float) -> None:
+    # RELIABILITY 24
+    rows = np.random.default_rng(0).standard_normal((3000, 6))
+    rows[2345, 4] = bad
+    with pytest.raises(NonFiniteRowError, match='row 2345 of field "x"'):
+        saec.compress(
+            as_table(dtype, rows), codewords=9, out=tmp_path / "a.saec", chunk_rows=100,
+            backend=CudaBackend(EmulatedDevice()),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "item_bytes"), HELD_AS)
+def test_a_field_that_fits_is_copied_once(tmp_path: Path, dtype: str, item_bytes: int) -> None:
+    rows = as_table(dtype, np.random.default_rng(0).standard_normal((3000, 6)))
     device = WatchedDevice()
     artifact = saec.compress(
         rows, codewords=9, out=tmp_path / "a.saec", backend=CudaBackend(device), tol=0, max_iter=5
     )
     assert artifact["x"].record["iterations"] == 5
-    assert device.copied == rows.nbytes
+    assert device.copied == rows.size * item_bytes
 
 
-def test_of_a_large_field_only_the_rest_is_copied_again(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).standard_normal((20_000, 6)).astype(np.float32)
+@pytest.mark.parametrize(("dtype", "item_bytes"), HELD_AS)
+def test_of_a_large_field_only_the_rest_is_copied_again(
+    tmp_path: Path, dtype: str, item_bytes: int
+) -> None:
+    rows = as_table(dtype, np.random.default_rng(0).standard_normal((20_000, 6)))
     device = WatchedDevice()
     artifact = saec.compress(
         rows, codewords=9, out=tmp_path / "a.saec", backend=CudaBackend(device), tol=0, max_iter=3,
@@ -177,7 +246,7 @@ def test_of_a_large_field_only_the_rest_is_copied_again(tmp_path: Path) -> None:
     stay = planned["resident_rows"]
     assert 0 < stay < 20_000
     # statistics, three passes of the fit, codes
-    assert device.copied == 24 * (stay + 5 * (20_000 - stay))
+    assert device.copied == 6 * item_bytes * (stay + 5 * (20_000 - stay))
 
 
 def test_a_full_device_gets_smaller_sets(

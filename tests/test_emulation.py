@@ -321,9 +321,6 @@ def test_atomics_lose_nothing(rng: np.random.Generator, seed: int, mode: str) ->
     assert np.array_equal(found["counts"], np.bincount(values, minlength=50))
     sums = np.bincount(values, np.arange(5000), 50).astype(np.uint64) + np.uint64(2**40)
     assert np.array_equal(found["sums"], sums)
-    assert [np.flatnonzero(values == bin_)[0] for bin_ in range(50)] == found["first"].tolist()
-    assert found["least"][0] == values.min()
-    assert found["least_near"][0] == values.min() - 3
     assert np.array_equal(np.sort(turns), np.repeat(np.arange(4 * 96), 2))
 
 
@@ -334,9 +331,6 @@ def add_up(
     found: dict[str, NDArray[Any]] = {
         "counts": np.zeros(50, np.uint32),
         "sums": np.full(50, 2**40, np.uint64),
-        "first": np.full(50, 2**62, np.int64),
-        "least": np.full(1, 2**32 - 1, np.uint32),
-        "least_near": np.full(1, 2**31 - 1, np.int32),
         "turns": np.zeros(2 * 4 * 96, np.uint32),
         "turn": np.zeros(1, np.uint32),
     }
@@ -383,8 +377,6 @@ def numbers(**given: NDArray[Any]) -> dict[str, NDArray[Any]]:
         "v_narrowed": np.zeros(n, np.float32),
         "v_narrowed_up": np.zeros(n, np.float32),
         "fma": np.zeros(n, np.float32),
-        "fma_up": np.zeros(n, np.float32),
-        "product_up": np.zeros(n, np.float32),
         "sum": np.zeros(n),
         "difference": np.zeros(n),
         "product": np.zeros(n),
@@ -452,16 +444,10 @@ def beside(found: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         return np.nextafter(found, -infinity), np.nextafter(found, infinity)
 
 
-def exact_of(values: NDArray[Any], infinity: float = 2.0**128) -> list[Fraction]:
-    """Return the numbers; an infinity is the first that float32 has not any more, or as given."""
-    clipped = np.clip(values.astype(np.float64), -infinity, infinity)
+def exact_of(values: NDArray[Any]) -> list[Fraction]:
+    """Return the numbers; an infinity is the first that float32 has not any more."""
+    clipped = np.clip(values.astype(np.float64), -(2.0**128), 2.0**128)
     return [Fraction(value) for value in clipped.tolist()]
-
-
-def least_not_below(found: NDArray[Any], wanted: list[Fraction]) -> bool:
-    """Return whether each result is the number rounded up."""
-    lower, upper = (exact_of(side, 2.0**900) for side in (beside(found)[0], found))
-    return all(lo < w <= up for lo, w, up in zip(lower, wanted, upper, strict=True))
 
 
 def nearest(found: NDArray[Any], wanted: list[Fraction]) -> bool:
@@ -477,13 +463,11 @@ def nearest(found: NDArray[Any], wanted: list[Fraction]) -> bool:
     return bool(np.all(np.where(too_large, found == infinity, fits)))
 
 
-def test_products_and_sums_are_rounded_as_named(rng: np.random.Generator) -> None:
+def test_a_product_and_sum_are_rounded_once(rng: np.random.Generator) -> None:
     x, y, z = np.ascontiguousarray(edge_triples(rng))
     found = numbers(x=x, y=y, z=z)
     products = [a * b for a, b in zip(exact_of(x), exact_of(y), strict=True)]
     sums = [a + b for a, b in zip(products, exact_of(z), strict=True)]
-    assert least_not_below(found["product_up"], products)
-    assert least_not_below(found["fma_up"], sums)
     assert nearest(found["fma"], sums)
 
 

@@ -198,6 +198,10 @@ def check_reads(tables: TableSource, arrays: Arrays) -> None:
             for start in range(0, len(array), step):
                 tables.read(name, start, out[start : start + step])
             np.testing.assert_array_equal(bits_of(out), expected)
+            kept = np.zeros_like(own)
+            for start in range(0, len(array), step):
+                tables.read(name, start, kept[start : start + step])
+            np.testing.assert_array_equal(bits_of(kept), bits_of(array))
         for start in range(len(array) - 1, -1, -13):  # backwards
             one = np.empty((1, array.shape[1]), np.float32)
             tables.read(name, start, one)

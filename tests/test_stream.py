@@ -95,13 +95,14 @@ def copied(chunk: Chunk) -> list[tuple[str, int, list[list[float]], list[float] 
 
 def planned_bytes(planned: ResidencySet, threads: int) -> int:
     """What a set takes: working memory of all, the largest reads, and values, weights, codes."""
+    (item_bytes,) = {work.dtype.itemsize for work in planned.fields}
     working = sum(work.working_bytes(threads) for work in planned.fields)
     reads = [min(planned.read_rows, w.n_rows) * w.piece_row_bytes for w in planned.fields]
     weight = 8 * any(work.weighted for work in planned.fields)  # one buffer for all fields
     if planned.resident:
-        rows = sum(work.n_rows * (4 * work.dim + weight + 4) for work in planned.fields)
+        rows = sum(work.n_rows * (item_bytes * work.dim + weight + 4) for work in planned.fields)
     else:
-        rows = planned.resident_rows * (4 * planned.fields[0].dim + weight + 4)
+        rows = planned.resident_rows * (item_bytes * planned.fields[0].dim + weight + 4)
     return working + READS_HELD * max(reads) + rows
 
 
@@ -132,6 +133,28 @@ def test_sets_are_filled_in_order_and_closed_when_full() -> None:
     assert [work for planned in sets for work in planned.fields] == works
 
 
+def test_sets_hold_rows_of_one_dtype() -> None:
+    f16, f32, bf16 = (np.dtype(name) for name in ("float16", "float32", "uint16"))
+    works = [
+        FieldWork(f"{number}", 100, 8, False, 2, dtype)
+        for number, dtype in enumerate([f32, f16, bf16, f32, f16])
+    ]
+    sets = plan_sets(works, memory=100 * MIB, threads=1, chunk_rows=None)
+    assert [[work.name for work in planned.fields] for planned in sets] == [
+        ["1", "4"], ["0", "3"], ["2"]
+    ]  # fmt: skip
+    assert [planned.store_plan().dtype for planned in sets] == [f16, f32, bf16]
+
+
+def test_rows_of_half_the_bytes_stay_twice_as_often() -> None:
+    stay = {}
+    for dtype in ("float32", "float16"):
+        work = FieldWork("x", 10**7, 1024, False, 10, np.dtype(dtype))
+        (planned,) = plan_sets([work], memory=2**30, threads=1, chunk_rows=1000)
+        stay[dtype] = planned.resident_rows
+    assert stay["float16"] >= 2 * stay["float32"] > 400_000
+
+
 @pytest.mark.parametrize("chunk_rows", [None, 100])
 def test_sets_stay_within_the_memory(rng: np.random.Generator, chunk_rows: int | None) -> None:
     # RELIABILITY 16
@@ -142,6 +165,7 @@ def test_sets_stay_within_the_memory(rng: np.random.Generator, chunk_rows: int |
             FieldWork(
                 str(number), n := int(2 ** rng.uniform(0, 24)), int(rng.choice([1, 8, 64])),
                 bool(rng.integers(2)), min(n, int(rng.choice([1, 16, 256]))),
+                np.dtype(str(rng.choice(["float32", "float16", "uint16"], p=[0.8, 0.1, 0.1]))),
             )
             for number in range(rng.integers(1, 9))
         ]  # fmt: skip
@@ -150,7 +174,8 @@ def test_sets_stay_within_the_memory(rng: np.random.Generator, chunk_rows: int |
         except ParamError:
             assert max(work.streamed_bytes(2, READS_HELD) for work in works) > memory
             continue
-        assert [work for planned in sets for work in planned.fields] == works
+        by_dtype = sorted(works, key=lambda work: work.dtype.name)
+        assert [work for planned in sets for work in planned.fields] == by_dtype
         for planned in sets:
             assert planned_bytes(planned, 2) <= memory
             if not planned.resident:

@@ -15,7 +15,8 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.backends.cupy_cuda import ROW_KINDS, CudaBackend, CudaRows
+from saec_gpu.backends.cuda_store import ROW_KINDS, CudaRows
+from saec_gpu.backends.cupy_cuda import CudaBackend
 from saec_gpu.backends.device import DeviceArray, Stream
 from saec_gpu.clustering.statistics import NARROW_BITS, total_bits, unit_exponents
 from saec_gpu.data import Chunk, Codebook, FixedPoint, Float32, Partial
@@ -180,7 +181,7 @@ class Saec(Contestant):
 
     def labels(self, field: FieldRows, codewords: Float32) -> Labels:
         """Return the codes of the sample."""
-        stored: Any = np.ascontiguousarray(field.sample).reshape(-1)
+        stored = np.ascontiguousarray(field.sample).reshape(-1)
         layout = lay_out([("x", 0, len(field.sample), field.dim)])
         rows = self._backend.load_rows(Chunk(layout, stored, None))
         loaded = self._backend.load_codebooks({"x": Codebook(codewords)})

@@ -42,7 +42,7 @@ from saec_gpu.manifest import (
 from saec_gpu.packing import code_dtype, open_planes, row_numbers, take, unpack
 from saec_gpu.sources.raw import RawArray
 from saec_gpu.sources.safetensors import open_safetensors
-from saec_gpu.sources.stored import listed, storage_dtype, widened_bfloat16
+from saec_gpu.sources.stored import as_float32, listed, storage_dtype
 
 if TYPE_CHECKING:
     from saec_gpu.verification import Verification
@@ -313,7 +313,7 @@ class CompressedField:
 
         Memory-mapped; of a field kept whole its rows, mapped if they are float32 and else a copy.
         """
-        codewords = _float32(self._stored, self._tensor.dtype)
+        codewords = as_float32(self._stored)
         codewords.flags.writeable = False
         return codewords
 
@@ -394,7 +394,7 @@ class CompressedField:
             stored = self._stored[row_numbers(rows, self.n_rows, field=self.name)]
         else:
             stored = self._stored[self.codes_of(rows)]
-        return _float32(stored, self._tensor.dtype)
+        return as_float32(stored)
 
     @cached_property
     def _packed(self) -> NDArray[np.uint8]:
@@ -414,10 +414,3 @@ class CompressedField:
 
 def _load_field(path: str, name: str) -> CompressedField:
     return load(path)[name]
-
-
-def _float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Return stored values as float32: widened exactly, float64 rounded once."""
-    if dtype == "bfloat16":
-        return widened_bfloat16(values)
-    return values.astype(np.float32, copy=False)

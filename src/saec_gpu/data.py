@@ -5,6 +5,7 @@ All are frozen; their arrays are not written to after they were made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,17 +32,18 @@ class Chunk:
     layout : Layout
         Where each field's rows lie in the flat buffers.
     values : float32 (layout.n_values,)
-        All rows, one after another.
+        All rows, one after another. For a backend that takes rows as they are stored also float16,
+        or uint16: the bits of bfloat16.
     weights : float64 (layout.n_rows,) or None
         How often each row is looked up; None where no field of the chunk is weighted.
     """
 
     layout: Layout
-    values: Float32
+    values: NDArray[Any]
     weights: Float64 | None
 
-    def rows(self, segment: Segment) -> Float32:
-        """Return the segment's rows as a float32 (n_rows, dim) view."""
+    def rows(self, segment: Segment) -> NDArray[Any]:
+        """Return the segment's rows as an (n_rows, dim) view of the values."""
         return self.values[segment.values].reshape(segment.n_rows, segment.dim)
 
 
@@ -149,6 +151,15 @@ class Codebook:
     codewords: Float32
     fixed_point: FixedPoint | None = None
     middle: Float32 | None = None
+
+    def sum_factors(self) -> tuple[Float64, float]:
+        """Return 2^s_j, float64 (dim,), and 2^t; zeros where there is no fixed point."""
+        if self.fixed_point is None:
+            return np.zeros(self.codewords.shape[1]), 0.0
+        return (
+            np.ldexp(1.0, self.fixed_point.column_shifts),
+            math.ldexp(1.0, self.fixed_point.weight_shift),
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
 from saec_gpu.data import Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
 from saec_gpu.packing import PlaneWriter
 from saec_gpu.sources import TableSource, WeightSource
-from saec_gpu.stream import FieldWork, Piece, ResidencySet, RowStream
+from saec_gpu.stream import FieldWork, Piece, ResidencySet, RowStream, row_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,10 @@ class Pipeline:
         """Return what planning needs to know of the field."""
         table = self.source.fields[name]
         codewords = min(self.params.codewords[name], table.n_rows)
-        return FieldWork(name, table.n_rows, table.dim, self.weighted(name), codewords)
+        return FieldWork(
+            name, table.n_rows, table.dim, self.weighted(name), codewords,
+            row_dtype(table.dtype, self.backend),
+        )  # fmt: skip
 
     def codes_path(self, name: str) -> Path:
         """Return where the field's packed codes are written."""
@@ -145,8 +148,7 @@ class Pipeline:
         done = 0
         builder: StatisticsBuilder | None = None
         for piece in stream.pieces(missing):
-            segment, chunk = piece.segment, piece.chunk
-            assert chunk is not None  # nothing was read before
+            segment = piece.segment
             name = segment.field
             table = self.source.fields[name]
             if builder is None:
@@ -155,7 +157,7 @@ class Pipeline:
                     weighted=self.weighted(name),
                 )  # fmt: skip
             builder.add(
-                segment.start, chunk.rows(segment), piece.weights if self.weighted(name) else None
+                segment.start, piece.rows_read(), piece.weights if self.weighted(name) else None
             )
             done += segment.n_rows
             self.progress(Progress("statistics", done, total))

@@ -12,40 +12,50 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from saec_gpu.backends.protocol import Backend
+import numpy as np
+
+from saec_gpu.backends.protocol import Backend, StorePlan
 from saec_gpu.clustering.sampling import sample_size
-from saec_gpu.data import Chunk, Float64
+from saec_gpu.data import Chunk, Float32, Float64
 from saec_gpu.errors import ParamError
 from saec_gpu.layout import Layout, Segment, lay_out
 from saec_gpu.sources import TableSource, WeightSource
+from saec_gpu.sources.stored import as_float32, storage_dtype
 
 READ_BYTES = 32 * 2**20  # one read: long enough for any disk, short beside any budget
 LEAST_READ_ROWS = 1024
 MOST_CHUNK_ROWS = 2**30
 WEIGHT_BYTES = 8  # float64
 READ_SHARE = 16  # of what the budget leaves for rows, one part is the most that one read takes
+FLOAT32 = np.dtype(np.float32)
 READS_HELD = 2  # one in use, one being read: what a backend on the host needs
+
+
+def row_dtype(table_dtype: str, backend: Backend) -> np.dtype[Any]:
+    """Return the dtype in which a backend holds rows of a table (bfloat16: uint16)."""
+    return storage_dtype(table_dtype if table_dtype in backend.row_dtypes else "float32")
 
 
 @dataclass(frozen=True)
 class FieldWork:
-    """What planning needs to know of a field."""
+    """What planning needs to know of a field; `dtype` is that of its rows while it is clustered."""
 
     name: str
     n_rows: int
     dim: int
     weighted: bool
     n_codewords: int
+    dtype: np.dtype[Any] = FLOAT32
 
     @property
     def row_bytes(self) -> int:
         """Return the bytes a row takes while it is clustered: values, weight, code."""
-        return 4 * self.dim + WEIGHT_BYTES * self.weighted + 4
+        return self.dtype.itemsize * self.dim + WEIGHT_BYTES * self.weighted + 4
 
     @property
     def piece_row_bytes(self) -> int:
         """Return the bytes a row of a read takes at most: with draws, priorities and distances."""
-        return 4 * self.dim + WEIGHT_BYTES * self.weighted + 48
+        return self.dtype.itemsize * self.dim + WEIGHT_BYTES * self.weighted + 48
 
     def working_bytes(self, threads: int) -> int:
         """Return the bytes of everything but rows: sample, distinct rows, codebooks, partials."""
@@ -70,7 +80,7 @@ class FieldWork:
 
 @dataclass(frozen=True)
 class ResidencySet:
-    """Fields that are clustered together.
+    """Fields that are clustered together, all of one dtype.
 
     Attributes
     ----------
@@ -112,6 +122,17 @@ class ResidencySet:
         (work,) = self.fields
         return lay_out([(work.name, 0, self.resident_rows, work.dim)])
 
+    def store_plan(self) -> StorePlan:
+        """Return what a store of the rows must have room for."""
+        reads = [(min(self.read_rows, work.n_rows), work.dim) for work in self.fields]
+        return StorePlan(
+            self.resident_layout(),
+            self.fields[0].dtype,
+            max(n_rows for n_rows, _ in reads),
+            max(n_rows * dim for n_rows, dim in reads),
+            any(work.weighted for work in self.fields),
+        )
+
     def reads(self, fields: Collection[str]) -> Iterator[Read]:
         """Yield the reads that one pass over these fields is made of, each row once, in order."""
         for work in self.fields:
@@ -143,7 +164,9 @@ def plan_sets(
     chunk_rows: int | None,
     reads_held: int = READS_HELD,
 ) -> tuple[ResidencySet, ...]:
-    """Return the sets, in the order of the fields, each as large as the memory allows.
+    """Return the sets, each as large as the memory allows, in the order of dtypes and of fields.
+
+    A launch of a kernel, and so a set, takes rows of one dtype.
 
     Parameters
     ----------
@@ -174,8 +197,10 @@ def plan_sets(
         together.clear()
         held = _Held()
 
-    for work in fields:
+    for work in sorted(fields, key=lambda work: work.dtype.name):
         read_rows = chunk_rows or _read_rows(work, memory)
+        if together and together[0].dtype != work.dtype:
+            close()
         if held.plus(work, read_rows, reads_held, threads).total > memory:
             close()
         if held.plus(work, read_rows, reads_held, threads).total <= memory:
@@ -262,6 +287,11 @@ class Piece:
     weights: Float64 | None
     chunk: Chunk | None
 
+    def rows_read(self) -> Float32:
+        """Return the rows that were read just now, float32 (n_rows, dim) in the host's memory."""
+        assert self.chunk is not None  # asked for where nothing was read before
+        return as_float32(self.chunk.rows(self.segment))
+
 
 class RowStream:
     """The rows of one residency set, yielded as often as asked, where a backend works on them.
@@ -289,17 +319,8 @@ class RowStream:
         self._weights = weights
         self._planned = planned
         self._works = {work.name: work for work in planned.fields}
-        resident = planned.resident_layout()
-        self._by_piece = by_piece or resident.n_rows > MOST_CHUNK_ROWS
-        read_rows = [min(planned.read_rows, work.n_rows) for work in planned.fields]
-        self._store = backend.open_store(
-            resident,
-            read_rows=max(read_rows),
-            read_values=max(
-                rows * work.dim for rows, work in zip(read_rows, planned.fields, strict=True)
-            ),
-            weighted=any(work.weighted for work in planned.fields),
-        )
+        self._by_piece = by_piece or planned.resident_rows > MOST_CHUNK_ROWS
+        self._store = backend.open_store(planned.store_plan())
         self._held: set[str] = set()
 
     def rows_of(self, fields: Collection[str]) -> int:

@@ -19,7 +19,7 @@ from saec_gpu.compression import parse_bytes
 from saec_gpu.data import Codebook, Progress, ProgressFunction, Statistics
 from saec_gpu.errors import ArtifactError, ParamError, SourceError
 from saec_gpu.sources import TableSource, open_tables, open_weights
-from saec_gpu.stream import FieldWork, RowStream, plan_sets
+from saec_gpu.stream import FieldWork, RowStream, plan_sets, row_dtype
 
 Stage = Literal["statistics", "codes"]
 Report = Callable[[Stage, int], None]
@@ -149,7 +149,8 @@ def verify(
         weighted = weight_source is not None and name in weight_source.fields
         codewords = field.n_codewords if field.encoding == "planes" else 1
         if field.n_rows:
-            works.append(FieldWork(name, field.n_rows, field.dim, weighted, codewords))
+            dtype = row_dtype(field.dtype, engine)
+            works.append(FieldWork(name, field.n_rows, field.dim, weighted, codewords, dtype))
     total = sum(work.n_rows for work in works)
     seen = {"statistics": 0, "codes": 0}
 
@@ -209,9 +210,8 @@ def _tables_of(artifact: Artifact, source: TableSource) -> TableSource:
 def _statistics(work: FieldWork, stream: RowStream, report: Report) -> Statistics:
     builder = StatisticsBuilder(work.name, work.n_rows, work.dim, 1, 0, weighted=work.weighted)
     for piece in stream.pieces([work.name]):
-        segment, chunk = piece.segment, piece.chunk
-        assert chunk is not None  # nothing was read before
-        builder.add(segment.start, chunk.rows(segment), piece.weights if work.weighted else None)
+        segment = piece.segment
+        builder.add(segment.start, piece.rows_read(), piece.weights if work.weighted else None)
         report("statistics", segment.n_rows)
     return builder.statistics()
 

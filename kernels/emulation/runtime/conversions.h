@@ -58,34 +58,11 @@ inline float f16_value(uint16 bits) {
   return same_bits<float>(sign | ((magnitude << 13) + (112u << 23)));
 }
 
-// The least float32 not below `value` + `rest`, |rest| at most half a unit of `value`'s last place.
-inline float rounded_up(double value, double rest) {
-  const float nearest = static_cast<float>(value);
-  const double back = nearest;
-  if (back < value || (back == value && rest > 0)) {
-    return std::nextafter(nearest, std::numeric_limits<float>::infinity());
-  }
-  return nearest;
-}
-
 // cvt.rp.f32.f64
-inline float narrowed_up(double value) { return rounded_up(value, 0); }
-
-// mul.rp.f32; the product of two float32 is exact in float64.
-inline float mul_up(float a, float b) {
-  return rounded_up(static_cast<double>(a) * static_cast<double>(b), 0);
-}
-
-// fma.rp.f32
-inline float fma_up(float a, float b, float c) {
-  const double product = static_cast<double>(a) * static_cast<double>(b);
-  const double addend = c;
-  const double sum = product + addend;
-  // What the sum lost, exactly (Knuth, TAOCP 2, 4.2.2, theorem B).
-  const double addend_kept = sum - product;
-  const double rest = (product - (sum - addend_kept)) + (addend - addend_kept);
-  // An exact zero of unlike signs is -0 only when rounding down, which this is not.
-  return rounded_up(sum, rest);
+inline float narrowed_up(double value) {
+  const float nearest = static_cast<float>(value);
+  const float infinity = std::numeric_limits<float>::infinity();
+  return nearest < value ? std::nextafter(nearest, infinity) : nearest;
 }
 
 // cvt.rni.s64.f64

@@ -48,8 +48,6 @@ inline uint32 f16_pair(float low, float high) {
 inline double widened(float value) { return value; }
 inline float narrowed(double value) { return static_cast<float>(value); }
 inline float fma_rn(float a, float b, float c) { return fmaf(a, b, c); }
-inline float fma_rn_up(float a, float b, float c) { return emulation::fma_up(a, b, c); }
-inline float mul_rn_up(float a, float b) { return emulation::mul_up(a, b); }
 inline double add_rn(double a, double b) { return a + b; }
 inline double sub_rn(double a, double b) { return a - b; }
 inline double mul_rn(double a, double b) { return a * b; }
@@ -68,20 +66,6 @@ inline double mul_rn(double a, double b) { return a * b; }
     __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
   }
 }
-
-template <class T>
-inline T lower_to(T* at, T value) {
-  T before = __atomic_load_n(at, __ATOMIC_RELAXED);
-  while (value < before) {
-    const bool swapped =
-        __atomic_compare_exchange_n(at, &before, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-    if (swapped) break;
-  }
-  return before;
-}
-inline int32 atomic_min(int32* at, int32 value) { return lower_to(at, value); }
-inline uint32 atomic_min(uint32* at, uint32 value) { return lower_to(at, value); }
-inline int64 atomic_min(int64* at, int64 value) { return lower_to(at, value); }
 
 // ---- asynchronous copies
 
@@ -105,10 +89,6 @@ inline void copy_async_wait() {
 
 // ---- reads
 
-template <class T>
-inline T load_once(const T* from) {
-  return *from;
-}
 template <class T>
 inline T load_cached(const T* from) {
   return *from;

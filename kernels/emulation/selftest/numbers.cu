@@ -15,8 +15,6 @@ struct Numbers {  // parameters
   float* v_narrowed;     // OUT (n,)
   float* v_narrowed_up;  // OUT (n,)
   float* fma;            // OUT (n,)
-  float* fma_up;         // OUT (n,)
-  float* product_up;     // OUT (n,)
   double* sum;           // OUT (n,)
   double* difference;    // OUT (n,)
   double* product;       // OUT (n,)
@@ -28,7 +26,7 @@ struct Numbers {  // parameters
 __device__ void compute(const Numbers& p) {
   const int64 i = static_cast<int64>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= p.n) return;
-  const float x = saec::load_once(p.x + i);
+  const float x = saec::load_cached(p.x + i);
   const float y = saec::load_cached(p.y + i);
   const double v = p.v[i];
   const double w = p.w[i];
@@ -39,8 +37,6 @@ __device__ void compute(const Numbers& p) {
   p.v_narrowed[i] = saec::narrowed(v);
   p.v_narrowed_up[i] = saec::narrowed_up(v);
   p.fma[i] = saec::fma_rn(x, y, p.z[i]);
-  p.fma_up[i] = saec::fma_rn_up(x, y, p.z[i]);
-  p.product_up[i] = saec::mul_rn_up(x, y);
   p.sum[i] = saec::add_rn(v, w);
   p.difference[i] = saec::sub_rn(v, w);
   p.product[i] = saec::mul_rn(v, w);

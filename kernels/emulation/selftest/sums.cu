@@ -1,17 +1,14 @@
-// Counts, sums and minima by atomics, and the order in which blocks and threads come to them.
+// Counts and sums by atomics, and the order in which blocks and threads come to them.
 #include "port.cuh"
 
 struct Sums {  // parameters
   const int32* values;  // IN    (n,) from 0 to n_bins − 1
   int32 n;
   int32 n_bins;
-  uint32* counts;     // INOUT (n_bins,)
-  uint64* sums;       // INOUT (n_bins,) of the places of each value
-  int64* first;       // INOUT (n_bins,) place of each value
-  uint32* least;      // INOUT (1,)
-  int32* least_near;  // INOUT (1,) of the values, less 3
-  uint32* turns;      // OUT   (grid * block,) thread, within the grid, that came at that turn
-  uint32* turn;       // INOUT (1,)
+  uint32* counts;  // INOUT (n_bins,)
+  uint64* sums;    // INOUT (n_bins,) of the places of each value
+  uint32* turns;   // OUT   (grid * block,) thread, within the grid, that came at that turn
+  uint32* turn;    // INOUT (1,)
 };
 
 __device__ void add_up(const Sums& p) {
@@ -28,9 +25,6 @@ __device__ void add_up(const Sums& p) {
     const int32 value = p.values[i];
     saec::atomic_add(counts + value, 1u);
     saec::atomic_add(p.sums + value, static_cast<uint64>(i));
-    saec::atomic_min(p.first + value, i);
-    saec::atomic_min(p.least, static_cast<uint32>(value));
-    saec::atomic_min(p.least_near, value - 3);
   }
   __syncthreads();
   for (int bin = static_cast<int>(threadIdx.x); bin < p.n_bins;

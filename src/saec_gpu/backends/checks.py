@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from saec_gpu.data import Codebook
 from saec_gpu.errors import LayoutError, ParamError
 from saec_gpu.layout import Layout, Segment
 
@@ -15,6 +16,17 @@ def check_threads(threads: int | None) -> None:
     """Raise ParamError unless `threads` is None or at least 1."""
     if threads is not None and threads < 1:
         raise ParamError(f"threads={threads} was given; give 1 or more, or None for every core")
+
+
+def check_codewords(codebooks: Mapping[str, Codebook]) -> None:
+    """Raise LayoutError unless every codebook has a codeword: without one no row has a code."""
+    for field, codebook in codebooks.items():
+        n_codewords, dim = codebook.codewords.shape
+        if n_codewords == 0:
+            raise LayoutError(
+                f'field "{field}" was given a codebook of 0 codewords of {dim} columns; give at '
+                "least one, or leave the field out"
+            )
 
 
 def check_columns(segment: Segment, dim: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.backends.checks import check_codes, check_columns, check_threads, check_weights
+from saec_gpu.backends.checks import (
+    check_codes,
+    check_codewords,
+    check_columns,
+    check_threads,
+    check_weights,
+)
 from saec_gpu.backends.cpu_filter import PANEL, WORST, bound_factor
 from saec_gpu.backends.cpu_tiles import (
     SLOT_CODEWORDS,
@@ -25,10 +31,9 @@ from saec_gpu.backends.cpu_tiles import (
 )
 from saec_gpu.backends.filter_frame import filter_frame, repeated_codewords
 from saec_gpu.backends.host_store import HostStore
-from saec_gpu.backends.protocol import Assignment
+from saec_gpu.backends.protocol import Assignment, StorePlan
 from saec_gpu.backends.simd import ROW_LANES
 from saec_gpu.data import Chunk, Codebook, Float32, Int64, Partial, carry
-from saec_gpu.layout import Layout
 
 CACHE_LINE = 64
 SHARE_OF_MEMORY = 0.5  # of what is free now; the rest is left to the caller
@@ -137,6 +142,7 @@ class CpuBackend:
 
     name = "cpu"
     reads_held = 2  # one in use, one being read
+    row_dtypes: Collection[str] = ("float32",)
 
     def __init__(self, threads: int | None = None) -> None:
         available = (
@@ -149,18 +155,9 @@ class CpuBackend:
         """Return half of the memory that is free now, in bytes."""
         return int(SHARE_OF_MEMORY * _free_memory())
 
-    def open_store(
-        self, resident: Layout, *, read_rows: int, read_values: int, weighted: bool
-    ) -> HostStore:
-        """Return a store in which the rows of a layout may stay, empty."""
-        return HostStore(
-            resident,
-            read_rows=read_rows,
-            read_values=read_values,
-            weighted=weighted,
-            reads_held=self.reads_held,
-            load=self.load_rows,
-        )
+    def open_store(self, plan: StorePlan) -> HostStore:
+        """Return an empty store."""
+        return HostStore(plan, self.reads_held, self.load_rows)
 
     def load_rows(self, chunk: Chunk) -> Chunk:
         """Return the chunk itself: its rows are in memory already."""
@@ -168,6 +165,7 @@ class CpuBackend:
 
     def load_codebooks(self, codebooks: Mapping[str, Codebook]) -> CpuCodebooks:
         """Return the codebooks, scaled, centred and laid out for the threads."""
+        check_codewords(codebooks)
         n_slots = len(codebooks)
         slots = np.zeros((n_slots, SLOT_FIELDS), np.int64)
         factors = np.zeros((n_slots, 2), np.float32)
@@ -196,10 +194,7 @@ class CpuBackend:
             words[word : word + n_codewords * dim] = codebook.codewords.reshape(-1)
             centres[column : column + dim] = centre
             factors[number] = scale, factor
-            if codebook.fixed_point is not None:
-                shifts = codebook.fixed_point.column_shifts
-                column_scales[column : column + dim] = np.ldexp(1.0, shifts)
-                weight_scales[number] = np.ldexp(1.0, codebook.fixed_point.weight_shift)
+            column_scales[column : column + dim], weight_scales[number] = codebook.sum_factors()
         slot_of = {name: number for number, name in enumerate(codebooks)}
         return CpuCodebooks(
             slot_of, tuple(codebooks.values()), slots, factors, panels, scores, centres, words,

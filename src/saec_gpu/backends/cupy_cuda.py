@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.backends.checks import check_codes, check_columns, check_threads, check_weights
+from saec_gpu.backends.checks import (
+    check_codes,
+    check_codewords,
+    check_columns,
+    check_threads,
+    check_weights,
+)
+from saec_gpu.backends.cuda_codebooks import lay_out_codebooks
 from saec_gpu.backends.cuda_plan import (
     CHUNK_BOUNDS,
-    GROUP,
     KEYS,
     LOOPED_WARPS,
-    MAGNITUDE,
     SLOT_CODE,
     SLOT_CODEWORDS,
     SLOT_DIM,
-    SLOT_FIELDS,
-    SLOT_GROUP,
     SLOT_GROUPS,
     SLOT_STEPS,
     SLOT_WIDE,
@@ -32,49 +35,17 @@ from saec_gpu.backends.cuda_plan import (
     cut_runs,
     dim_class,
     recheck_launch,
-    steps_of,
-    sums_are_shared,
 )
-from saec_gpu.backends.device import Device, DeviceArray, Event, Stream
-from saec_gpu.backends.filter_frame import filter_frame, repeated_codewords
-from saec_gpu.backends.host_store import placed
+from saec_gpu.backends.cuda_store import ROW_KINDS, CudaRows, CudaStore
+from saec_gpu.backends.device import Device, DeviceArray
 from saec_gpu.backends.kernel_sources import kernel_sources
-from saec_gpu.backends.protocol import Assignment
-from saec_gpu.data import Chunk, Codebook, Float32, Float64, Int64, Partial, carry
-from saec_gpu.layout import Layout, Segment
+from saec_gpu.backends.protocol import Assignment, StorePlan
+from saec_gpu.data import Chunk, Codebook, Int64, Partial, carry
 
 SHARE_OF_MEMORY = 0.8  # of what is free on the device now; the rest is for its other users
 CARRY_ROWS = 2**30  # a low limb is below 2³² a row, so int64 holds twice as many rows
-# how the values of rows are stored, by the end of the kernels' names
-ROW_KINDS: Mapping[str, str] = {"float32": "f32", "float16": "f16", "uint16": "bf16"}
 
 Arrays = dict[str, DeviceArray | None]
-
-
-@dataclass(eq=False)
-class _Slot:
-    """Memory of one read on its way: pinned on the host and, for rows that do not stay, a place.
-
-    `copied` is when the host may write here again, `used` when the device may.
-    """
-
-    values: NDArray[np.float32]
-    weights: Float64
-    place: tuple[DeviceArray, DeviceArray] | None = None
-    copied: Event | None = None
-    used: Event | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class CudaRows:
-    """Rows on the device, once their copy is `ready`; of `slot` where they do not stay."""
-
-    layout: Layout
-    kind: str
-    values: DeviceArray
-    weights: DeviceArray | None
-    ready: Event | None = None
-    slot: _Slot | None = None
 
 
 @dataclass(eq=False)
@@ -97,95 +68,6 @@ class CudaCodebooks:
         return bool(self.slots[:, SLOT_WIDE].any())
 
 
-class CudaStore:
-    """A store (`RowStore`) on the device: reads go through pinned memory, copies beside the work.
-
-    A read waits in one of a ring of pinned slots for its copy. Rows that stay are copied to their
-    place; others to a place of the slot's own, once what worked on the rows before them has ended.
-    """
-
-    def __init__(
-        self, device: Device, stream: Stream, resident: Layout, *, read_rows: int,
-        read_values: int, weighted: bool, slots: int,
-    ) -> None:  # fmt: skip
-        self._device = device
-        self._stream = stream
-        self._layout = resident
-        self._places = {segment.field: segment for segment in resident.segments}
-        self._values = device.empty(resident.n_values, np.float32)
-        self._weights = device.empty(resident.n_rows, np.float64) if weighted else None
-        self._host_weights = np.empty(resident.n_rows) if weighted else None
-        self._slots = [
-            _Slot(
-                device.pinned(read_values, np.float32),
-                device.pinned(read_rows if weighted else 0, np.float64),
-            )
-            for _ in range(slots)
-        ]
-        self._next = 0
-        self._ready: Event | None = None
-
-    def room(self, layout: Layout, *, stays: bool) -> Chunk:
-        """Return pinned memory to read these rows of one field into."""
-        slot = self._slots[self._next]
-        if slot.copied is not None:
-            self._device.synchronize(slot.copied)
-        n_rows, n_values = layout.n_rows, layout.n_values
-        weighted = self._weights is not None
-        return Chunk(layout, slot.values[:n_values], slot.weights[:n_rows] if weighted else None)
-
-    def put(self, chunk: Chunk, *, stays: bool) -> CudaRows:
-        """Return the rows, on their way to the device."""
-        slot = self._slots[self._next]
-        self._next = (self._next + 1) % len(self._slots)
-        if stays:
-            rows = self.part(chunk.layout)
-            if self._host_weights is not None:
-                self._host_weights[self._place(chunk.layout).rows] = chunk.weights
-        else:
-            rows = self._passing(chunk.layout, slot)
-        self._device.upload(chunk.values, rows.values, self._stream)
-        if chunk.weights is not None:
-            self._device.upload(chunk.weights, rows.weights, self._stream)
-        slot.copied = self._device.record(self._stream)
-        if stays:
-            self._ready = slot.copied
-        return replace(rows, ready=slot.copied)
-
-    def part(self, layout: Layout) -> CudaRows:
-        """Return rows of one field that were put to stay."""
-        place = self._place(layout)
-        weights = None if self._weights is None else self._weights[place.rows]
-        return CudaRows(layout, "f32", self._values[place.values], weights, self._ready)
-
-    def whole(self) -> CudaRows:
-        """Return all rows that were put to stay."""
-        return CudaRows(self._layout, "f32", self._values, self._weights, self._ready)
-
-    def weights(self, layout: Layout) -> Float64 | None:
-        """Return the weights, in host memory, of rows of one field that were put to stay."""
-        return None if self._host_weights is None else self._host_weights[self._place(layout).rows]
-
-    def _place(self, layout: Layout) -> Segment:
-        (segment,) = layout.segments
-        return placed(self._places[segment.field], segment)
-
-    def _passing(self, layout: Layout, slot: _Slot) -> CudaRows:
-        """Return a place for rows that do not stay, from which the work before has gone."""
-        if slot.place is None:
-            slot.place = (
-                self._device.empty(len(slot.values), np.float32),
-                self._device.empty(len(slot.weights), np.float64),
-            )
-        if slot.used is not None:
-            self._device.wait(self._stream, slot.used)
-        values, weights = slot.place
-        return CudaRows(
-            layout, "f32", values[: layout.n_values],
-            None if self._weights is None else weights[: layout.n_rows], slot=slot,
-        )  # fmt: skip
-
-
 class CudaBackend:
     """Assignment and accumulation on a CUDA device, or on what stands in for one.
 
@@ -199,6 +81,7 @@ class CudaBackend:
     name = "cupy"
     # one being read, one just handed out, and two whose codes are on their way back
     reads_held = 4
+    row_dtypes: Collection[str] = ("float16", "bfloat16", "float32")
 
     def __init__(self, device: Device, threads: int | None = None) -> None:
         check_threads(threads)
@@ -217,15 +100,10 @@ class CudaBackend:
         """Return most of the memory that is free on the device now, in bytes."""
         return int(SHARE_OF_MEMORY * self.device.free_bytes())
 
-    def open_store(
-        self, resident: Layout, *, read_rows: int, read_values: int, weighted: bool
-    ) -> CudaStore:
-        """Return a store on the device in which the rows of a layout may stay, empty."""
+    def open_store(self, plan: StorePlan) -> CudaStore:
+        """Return an empty store on the device."""
         self._settle()
-        return CudaStore(
-            self.device, self._copies, resident, read_rows=read_rows, read_values=read_values,
-            weighted=weighted, slots=self.reads_held,
-        )  # fmt: skip
+        return CudaStore(plan, self.reads_held, self.device, self._copies)
 
     def load_rows(self, chunk: Chunk) -> CudaRows:
         """Return the chunk's rows, copied to the device."""
@@ -235,46 +113,24 @@ class CudaBackend:
 
     def load_codebooks(self, codebooks: Mapping[str, Codebook]) -> CudaCodebooks:
         """Return the codebooks, packed for the kernels on the device."""
-        frames = [filter_frame(codebook, MAGNITUDE) for codebook in codebooks.values()]
-        orders = [_order(c, *f) for c, f in zip(codebooks.values(), frames, strict=True)]
-        slots = self._lay_out(tuple(codebooks.values()), orders)
-        slot_of = {name: number for number, name in enumerate(codebooks)}
-        n_slots = len(slots)
-        n_words = sum(c.codewords.size for c in codebooks.values())
-        n_codes = sum(len(c.codewords) for c in codebooks.values())
-        columns = int(slots[:, SLOT_DIM].sum())
-        scales, centres = np.zeros(n_slots, np.float32), np.zeros(columns, np.float32)
-        column_scales, weight_scales = np.zeros(columns), np.zeros(n_slots)
-        column = 0
-        for number, codebook in enumerate(codebooks.values()):
-            place = slice(column, column + codebook.codewords.shape[1])
-            scales[number], centres[place] = frames[number]
-            if codebook.fixed_point is not None:
-                column_scales[place] = np.ldexp(1.0, codebook.fixed_point.column_shifts)
-                weight_scales[number] = np.ldexp(1.0, codebook.fixed_point.weight_shift)
-            column = place.stop
-        words = np.concatenate(
-            [np.zeros(0, np.float32), *(c.codewords.reshape(-1) for c in codebooks.values())]
-        )
-        own_groups = slots[:, SLOT_GROUPS]
-        n_groups = int(own_groups.sum())
-        slot_of_group = np.repeat(np.arange(n_slots), own_groups)
-        within = np.arange(n_groups) - slots[slot_of_group, SLOT_GROUP]
-        groups = np.stack([slot_of_group, within], axis=1)
-        n_fragments = int((own_groups * slots[:, SLOT_STEPS]).sum())
+        check_codewords(codebooks)
+        host = lay_out_codebooks(tuple(codebooks.values()), self.device.limits.shared_bytes)
+        slots, n_groups = host.slots, len(host.groups)
+        n_fragments = int((slots[:, SLOT_GROUPS] * slots[:, SLOT_STEPS]).sum())
         packed: Arrays = {
-            "slots": self._uploaded(slots.reshape(-1)),
-            "scales": self._uploaded(scales),
-            "centres": self._uploaded(centres),
+            "slots": self._uploaded(host.slots),
+            "scales": self._uploaded(host.scales),
+            "centres": self._uploaded(host.centres),
             "fragments": self.device.empty(n_fragments * STEP_WORDS, np.uint32),
             "fragments_low": self.device.empty(n_fragments * STEP_WORDS, np.uint32),
             "keys": self.device.empty(n_groups * KEYS, np.float32),
             "bounds": self.device.empty(n_groups * CHUNK_BOUNDS, np.float32),
             "bounds_low": self.device.empty(n_groups * CHUNK_BOUNDS, np.float32),
-            "order": self._uploaded(np.concatenate([np.zeros(0, np.int32), *orders])),
-            "column_scales": self._uploaded(column_scales),
-            "weight_scales": self._uploaded(weight_scales),
+            "order": self._uploaded(host.order),
+            "column_scales": self._uploaded(host.column_scales),
+            "weight_scales": self._uploaded(host.weight_scales),
         }
+        n_words, n_codes = host.words.size, int(slots[:, SLOT_CODEWORDS].sum())
         wide = bool(slots[:, SLOT_WIDE].any())
         sums: Arrays = {
             "sums": self._cleared(n_words),
@@ -282,18 +138,17 @@ class CudaBackend:
             "weight_sums": self._cleared(n_codes),
             "weight_sums_low": self._cleared(n_codes) if wide else None,
             "counts": self._cleared(n_codes),
-            "rechecked": self._cleared(n_slots),
-            "exact": self._cleared(n_slots),
+            "rechecked": self._cleared(len(slots)),
+            "exact": self._cleared(len(slots)),
         }
-        loaded = CudaCodebooks(
-            slot_of, tuple(codebooks.values()), slots, packed, sums, self._uploaded(words)
-        )
+        slot_of = {name: number for number, name in enumerate(codebooks)}
+        words = self._uploaded(host.words)
         if n_groups:
             self._launch(
                 "pack_codebook", n_groups, 4 * WARP, 0,
-                {**packed, "groups": self._uploaded(groups.reshape(-1)), "words": loaded.words},
+                {**packed, "groups": self._uploaded(host.groups), "words": words},
             )  # fmt: skip
-        return loaded
+        return CudaCodebooks(slot_of, tuple(codebooks.values()), slots, packed, sums, words)
 
     def assign(
         self, rows: CudaRows, codebooks: CudaCodebooks, *, distances: bool = False
@@ -378,29 +233,6 @@ class CudaBackend:
     def _by_field(self, codebooks: CudaCodebooks, counter: str) -> dict[str, int]:
         counted = self._downloaded(codebooks.sums[counter])
         return {name: int(counted[number]) for name, number in codebooks.slot_of.items()}
-
-    def _lay_out(
-        self, codebooks: tuple[Codebook, ...], orders: Sequence[NDArray[np.int32]]
-    ) -> Int64:
-        """Return the table of slots."""
-        slots = np.zeros((len(codebooks), SLOT_FIELDS), np.int64)
-        word = code = column = group = fragment = 0
-        for slot, codebook, order in zip(slots, codebooks, orders, strict=True):
-            n_codewords, dim = codebook.codewords.shape
-            n_groups, steps = len(order) // GROUP, steps_of(dim)
-            wide = codebook.fixed_point is not None and codebook.fixed_point.wide
-            shared = sums_are_shared(
-                n_codewords, dim, n_groups, wide=wide, shared_bytes=self.device.limits.shared_bytes
-            )
-            slot[:] = [
-                dim, n_codewords, word, code, column, group, n_groups, fragment, wide, shared, steps
-            ]  # fmt: skip
-            word += n_codewords * dim
-            code += n_codewords
-            column += dim
-            group += n_groups
-            fragment += n_groups * steps * STEP_WORDS
-        return slots
 
     def _run(
         self,
@@ -536,22 +368,6 @@ class CudaBackend:
         self.device.synchronize(self._stream)
         self._lent.clear()
         return target
-
-
-def _order(codebook: Codebook, scale: np.float32, centre: Float32) -> NDArray[np.int32]:
-    """Return the codeword at each place, −1 for none: by norm, repeated ones left out.
-
-    Chunks of codewords share a bound, which is tight where their norms are alike.
-    """
-    codewords = codebook.codewords
-    centred = codewords.astype(np.float64) * np.float64(scale) - centre
-    norms = np.einsum("kj,kj->k", centred, centred)
-    by_norm = np.argsort(norms, kind="stable").astype(np.int32)
-    if len(np.unique(norms)) < len(norms):
-        by_norm = by_norm[~repeated_codewords(codewords)[by_norm]]
-    order = np.full(-(-len(by_norm) // GROUP) * GROUP, -1, np.int32)
-    order[: len(by_norm)] = by_norm
-    return order
 
 
 def _partial(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from saec_gpu.backends.protocol import StorePlan
 from saec_gpu.data import Chunk, Float64
 from saec_gpu.layout import Layout, Segment
 
@@ -16,35 +17,26 @@ class HostStore:
 
     Parameters
     ----------
-    resident, read_rows, read_values, weighted
-        As `Backend.open_store` takes them.
+    plan : StorePlan
     reads_held : int
         Reads of rows that do not stay which are held at once.
     load : function
         The backend's `load_rows`.
     """
 
-    def __init__(
-        self,
-        resident: Layout,
-        *,
-        read_rows: int,
-        read_values: int,
-        weighted: bool,
-        reads_held: int,
-        load: Callable[[Chunk], Any],
-    ) -> None:
+    def __init__(self, plan: StorePlan, reads_held: int, load: Callable[[Chunk], Any]) -> None:
+        resident = plan.resident
         self._places = {segment.field: segment for segment in resident.segments}
         self._held = Chunk(
             resident,
-            np.empty(resident.n_values, np.float32),
-            np.ones(resident.n_rows) if weighted else None,
+            np.empty(resident.n_values, plan.dtype),
+            np.ones(resident.n_rows) if plan.weighted else None,
         )
         self._slots = [
-            (np.empty(read_values, np.float32), np.empty(read_rows if weighted else 0))
+            (np.empty(plan.read_values, plan.dtype), np.empty(plan.read_rows * plan.weighted))
             for _ in range(reads_held)
         ]
-        self._weighted = weighted
+        self._weighted = plan.weighted
         self._next = 0
         self._load = load
         self._whole: Any = None

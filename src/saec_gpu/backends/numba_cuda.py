@@ -7,8 +7,7 @@ learn from, and for work where float64 is fast (A100, H100 and their like).
 from __future__ import annotations
 
 import importlib.util
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,10 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.backends.checks import check_codes, check_columns, check_threads, check_weights
+from saec_gpu.backends.checks import (
+    check_codes,
+    check_codewords,
+    check_columns,
+    check_threads,
+    check_weights,
+)
 from saec_gpu.backends.cpu import CpuBackend
 from saec_gpu.backends.host_store import HostStore
-from saec_gpu.backends.protocol import Assignment
+from saec_gpu.backends.protocol import Assignment, StorePlan
 from saec_gpu.data import Chunk, Codebook, Int64, Partial, carry
 from saec_gpu.errors import (
     BackendUnavailableError,
@@ -131,6 +136,7 @@ class NumbaBackend:
 
     name = "numba"
     reads_held = 2  # one in use, one being read
+    row_dtypes: Collection[str] = ("float32",)
 
     def __init__(self, threads: int | None = None) -> None:
         check_threads(threads)
@@ -149,18 +155,9 @@ class NumbaBackend:
         free = self._cuda.current_context().get_memory_info().free  # infinite in the simulator
         return int(min(CpuBackend(1).memory_budget(), SHARE_OF_MEMORY * free))
 
-    def open_store(
-        self, resident: Layout, *, read_rows: int, read_values: int, weighted: bool
-    ) -> HostStore:
+    def open_store(self, plan: StorePlan) -> HostStore:
         """Return a store in host memory; rows are copied to the device when they are asked for."""
-        return HostStore(
-            resident,
-            read_rows=read_rows,
-            read_values=read_values,
-            weighted=weighted,
-            reads_held=self.reads_held,
-            load=self.load_rows,
-        )
+        return HostStore(plan, self.reads_held, self.load_rows)
 
     def load_rows(self, chunk: Chunk) -> NumbaRows:
         """Return a copy of the chunk's rows on the device.
@@ -183,21 +180,18 @@ class NumbaBackend:
         DeviceMemoryError
             The device does not hold them.
         """
+        check_codewords(codebooks)
         slots = np.zeros((len(codebooks), self._kernels.SLOT_FIELDS), np.int64)
         places = np.zeros(3, np.int64)  # codewords, words and columns laid out so far
         words = [np.zeros(0, np.float32)]
         column_scales, weight_scales = [np.zeros(0)], np.zeros(len(codebooks))
         for number, codebook in enumerate(codebooks.values()):
             n_codewords, dim = codebook.codewords.shape
-            fixed_point = codebook.fixed_point
             slots[number] = [dim, n_codewords, *places, _any_wide({"": codebook})]
             places += [n_codewords, n_codewords * dim, dim]
             words.append(codebook.codewords.reshape(-1))
-            if fixed_point is None:  # nobody asks for its sums
-                column_scales.append(np.zeros(dim))
-            else:
-                column_scales.append(np.ldexp(1.0, fixed_point.column_shifts))
-                weight_scales[number] = math.ldexp(1.0, fixed_point.weight_shift)
+            own_scales, weight_scales[number] = codebook.sum_factors()
+            column_scales.append(own_scales)
         all_words, all_scales = np.concatenate(words), np.concatenate(column_scales)
         sums = _empty_sums(codebooks)
         n_bytes = sum(array.nbytes for array in (slots, all_words, all_scales, *sums))

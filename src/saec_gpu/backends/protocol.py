@@ -6,7 +6,7 @@ first, because a device keeps its own copies; for the CPU backend that copies no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +32,29 @@ class Assignment:
 
     codes: NDArray[np.uint32]
     distances: Float64 | None
+
+
+@dataclass(frozen=True, eq=False)
+class StorePlan:
+    """What a store must have room for.
+
+    Attributes
+    ----------
+    resident : Layout
+        Of all rows that stay.
+    dtype : numpy dtype
+        Of the values of all rows, as `Backend.row_dtypes` allows them; bfloat16 as uint16.
+    read_rows, read_values : int
+        The most rows, and values, that are read at once.
+    weighted : bool
+        Whether rows have weights.
+    """
+
+    resident: Layout
+    dtype: np.dtype[Any]
+    read_rows: int
+    read_values: int
+    weighted: bool
 
 
 class RowStore(Protocol):
@@ -72,28 +95,21 @@ class Backend(Protocol):
         How many hold sums of their own, and so how often those take memory.
     reads_held : int
         Reads of rows that do not stay which a store holds at once.
+    row_dtypes : collection of str
+        Dtypes of tables whose rows a store holds as they are stored. Rows of others come as
+        float32, which always is among them.
     """
 
     name: str
     threads: int
     reads_held: int
+    row_dtypes: Collection[str]
 
     def memory_budget(self) -> int:
         """Return how many bytes a run may take by default."""
 
-    def open_store(
-        self, resident: Layout, *, read_rows: int, read_values: int, weighted: bool
-    ) -> RowStore:
-        """Return a store in which the rows of a layout may stay, empty.
-
-        Parameters
-        ----------
-        resident : Layout
-            Of all rows that stay.
-        read_rows, read_values : int
-            The most rows, and values, that are read at once.
-        weighted : bool
-            Whether rows have weights.
+    def open_store(self, plan: StorePlan) -> RowStore:
+        """Return an empty store.
 
         Raises
         ------
@@ -108,6 +124,11 @@ class Backend(Protocol):
         """Return codebooks by field, with empty partials beside those that have a fixed point.
 
         Fields that are not named are passed over in everything that follows.
+
+        Raises
+        ------
+        LayoutError
+            A codebook has no codeword.
         """
 
     def assign(self, rows: Any, codebooks: Any, *, distances: bool = False) -> Assignment:

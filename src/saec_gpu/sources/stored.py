@@ -151,7 +151,7 @@ def read_stored(array: StoredArray, start: int, stop: int, label: str) -> NDArra
 
 
 def read_converted(array: StoredArray, start: int, out: NDArray[Any], label: str) -> None:
-    """Fill out with the rows start .. start + len(out), converted to its dtype.
+    """Fill out with the rows start .. start + len(out), as they are stored or converted.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def read_converted(array: StoredArray, start: int, out: NDArray[Any], label: str
         Any of NUMBER_DTYPES.
     start : int
         First row.
-    out : float32 or float64 (rows, …), C order
+    out : storage dtype, float32 or float64 (rows, …), C order
         Widened exactly; float64 into float32, and integers of more than 53 bits into float64, are
         rounded to nearest even.
     label : str
@@ -172,8 +172,8 @@ def read_converted(array: StoredArray, start: int, out: NDArray[Any], label: str
 
     Notes
     -----
-    Holds at most 3 * BLOCK_BYTES beside out (or three rows, if they are larger); nothing where the
-    array has the dtype of out.
+    Holds at most 3 * BLOCK_BYTES beside out (or three rows, if they are larger); nothing where out
+    has the storage dtype.
     """
     check_rows(array, start, start + len(out), label)
     if out.shape[1:] != array.shape[1:] or not out.flags.c_contiguous:
@@ -181,7 +181,7 @@ def read_converted(array: StoredArray, start: int, out: NDArray[Any], label: str
             f"out has shape {out.shape}, C order {out.flags.c_contiguous}; {label} needs "
             f"{(len(out), *array.shape[1:])} in C order"
         )
-    if array.dtype == out.dtype.name:
+    if storage_dtype(array.dtype) == out.dtype:
         array.read(start, out)
         return
     step = max(1, BLOCK_BYTES // max(1, row_bytes(array)))
@@ -203,6 +203,16 @@ def widened_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     wide = bits.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
+
+
+def as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return values of a table, in their storage dtype, as float32.
+
+    Widened exactly, uint16 being the bits of bfloat16; float64 rounded once. No copy of float32.
+    """
+    if values.dtype == np.uint16:
+        return widened_bfloat16(values)
+    return values.astype(np.float32, copy=False)
 
 
 def file_tag(path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from saec_gpu.errors import SourceError
@@ -142,8 +141,8 @@ class TableSource:
                 f"{self._where}: has no field {field!r}; it has {listed(self.fields)}"
             ) from None
 
-    def read(self, field: str, start: int, out: NDArray[np.float32]) -> None:
-        """Fill out with rows of a field as float32.
+    def read(self, field: str, start: int, out: NDArray[Any]) -> None:
+        """Fill out with rows of a field, as float32 or as they are stored.
 
         Parameters
         ----------
@@ -151,8 +150,9 @@ class TableSource:
             A name in `fields`.
         start : int
             The first row.
-        out : float32 (rows, dim), C order
-            Receives the rows start .. start + rows: widened exactly, float64 rounded once.
+        out : float32, or the field's storage dtype (bfloat16: uint16), (rows, dim), C order
+            Receives the rows start .. start + rows; in float32 widened exactly, float64 rounded
+            once.
 
         Raises
         ------
