@@ -94,7 +94,7 @@ def measure_compression(
     flop = sum(
         2.0 * field["rows"] * field["codewords"] * dim
         for field in fields
-        if field["encoding"] == "planes"
+        if field["encoding"] != "identity"
     )
     rate = None if resumed else flop / run["seconds"][ENCODING]
     on_cpu = run["backend"] == "cpu"
@@ -182,6 +182,11 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=26)
     parser.add_argument("--weighted", action="store_true", help="rows weigh as often as looked up")
     parser.add_argument("--max-iter", type=int, default=25, help="as for saec compress")
+    parser.add_argument(
+        "--fast",
+        action=argparse.BooleanOptionalAction,
+        help="cluster coresets; where it pays if not given",
+    )
     parser.add_argument("--memory", help="as for saec compress: 2GB")
     parser.add_argument("--threads", type=int, help="cores to use; all if not given")
     parser.add_argument("--backend", default="auto", help="as for saec compress")
@@ -194,6 +199,7 @@ def main() -> None:
                 int(asked.rows), dim=asked.dim, n_fields=asked.fields, weighted=asked.weighted,
                 memory=asked.memory, threads=asked.threads, checkpoint=asked.checkpoint,
                 progress=progress, backend=asked.backend, max_iter=asked.max_iter,
+                fast=asked.fast,
             )  # fmt: skip
     except SaecError as err:
         sys.exit(f"error: {err}")

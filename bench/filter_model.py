@@ -2,10 +2,11 @@
 
     python -m saec_gpu.bench.filter_model --tables FOLDER --rows 20000 --append records.jsonl
 
-The model follows kernels/filter.cuh number by number: chunks of 8 codewords ordered by norm,
-float16 products, a lower bound for each chunk, tags, best and second best, the winner within its
-chunk, and the bound of kernels/BOUND.md. What it does not follow is the order in which products are
-added up, which the bound does not depend on, and the flush of subnormal float32 to zero.
+The model follows kernels/filter.cuh and looped.cuh number by number: chunks of 8 codewords ordered
+by norm, float16 products, a lower bound for each chunk, tags, best and second best, the winner
+within its chunk, and the bound of kernels/BOUND.md. What it does not follow is the order in which
+the matrix unit adds up products, which the bound does not depend on, and the flush of subnormal
+float32 to zero.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ from .records import SCHEMA, append_record, circumstances
 
 Int32 = NDArray[np.int32]
 Codes = NDArray[np.uint32]
+# units a column, and units besides
+Units = tuple[float, float]
 # start (n, k) or (k), rows (n, dim), codewords (k, dim): start + rows · codewords, float32 (n, k)
 Products = Callable[[Float32, Float32, Float32], Float32]
 
@@ -72,23 +75,28 @@ class Bound:
 
     Attributes
     ----------
-    per_column, per_key : int
-        kappa is (per_column · columns + per_key)·2⁻²³.
+    chained, stepwise, winner : (float, float)
+        The kappas of a key that is one sum from its start, of one that is a sum of steps, and of
+        one that the vector unit adds up: units of 2⁻²³ a column, and besides.
+    stepwise_key : float
+        Units of n² for a sum of steps.
     subnormals : bool
         Whether the bound knows what the matrix unit cuts off beside a subnormal float16.
     share : float
         What is kept of the whole bound: 0 takes any lead of a key for a proof.
     """
 
-    per_column: int = 3
-    per_key: int = 140
+    chained: Units = (3, 72)
+    stepwise: Units = (1 / 32, 36)
+    stepwise_key: float = 4
+    winner: Units = (1 / 8, 8)
     subnormals: bool = True
     share: float = 1.0
 
-    def kappa(self, dim: int) -> np.float32:
-        """Return what accumulating a key may add, relative to |c|² + 2|x||c|."""
-        units = self.per_column * _columns(dim) + self.per_key
-        return np.float32(self.share * units * 2.0**-23)
+    def kappa(self, units: Units, dim: int) -> np.float32:
+        """Return one of the kappas, a share of 2(N + ρ)n."""
+        a_column, besides = units
+        return np.float32(self.share * (a_column * _columns(dim) + besides) * 2.0**-23)
 
     def cut(self, dim: int, exponent: int) -> float:
         """Return columns · 2^exponent, what subnormal operands may add; 0 without them."""
@@ -122,7 +130,7 @@ class PackedCodebook:
     high, low : float32 (8, chunks, dim)
         −2 ê and −2 times the float16 of what that leaves.
     keys : float32 (8, chunks)
-        |e|² − kappa n².
+        |e|² − lowered · n².
     norms, roundings, roundings_low : float32 (chunks,)
         n, and δ for one half and for both.
     """
@@ -149,9 +157,14 @@ class PackedCodebook:
         return len(self.norms)
 
     @property
-    def kappa(self) -> np.float32:
-        """Return kappa of the bound."""
-        return self.bound.kappa(self.dim)
+    def lowered(self) -> np.float32:
+        """Return the share of n² by which keys start lower: kappa of a key that is one sum."""
+        return self.bound.kappa(self.bound.chained, self.dim)
+
+    @property
+    def winner(self) -> np.float32:
+        """Return kappa of a key that the vector unit adds up."""
+        return self.bound.kappa(self.bound.winner, self.dim)
 
     def rounding(self, halves: bool) -> Float32:
         """Return δ of each chunk for one half or for both."""
@@ -179,12 +192,13 @@ def pack_codebook(
     left = e - high
     low = _half(left)
     squares, low_norms = _squares(e), np.sqrt(_squares(low))
-    norms = np.sqrt(np.maximum(squares, _squares(high)))
+    norms = np.sqrt(np.maximum(np.maximum(squares, _squares(high)), _squares(high + low)))
     centring = bound.share * (2.0**-24 * norms + 2.0**-50) + bound.cut(dim, -36)
     rounding = bound.share * np.sqrt(_squares(left)) + centring
     rest = bound.share * (np.sqrt(_squares(left - low)) + 2.0**-11 * low_norms) + centring
     reach = np.where(real, norms, 0.0).max(axis=0)
-    keys = (squares - float(bound.kappa(dim)) * reach * reach).astype(np.float32)
+    lowered = float(bound.kappa(bound.chained, dim))
+    keys = (squares - lowered * reach * reach).astype(np.float32)
     return PackedCodebook(
         bound,
         scale,
@@ -237,8 +251,9 @@ def _rounded_up(values: Float64) -> Float32:
     return np.where(near < values, np.nextafter(near, np.float32(np.inf)), near)
 
 
-def _fma(a: Float32, b: Float32, c: Float32) -> Float32:
-    return (a.astype(np.float64) * b + c).astype(np.float32)
+def _fma(a: Float32 | np.float32, b: Float32, c: Float32) -> Float32:
+    exact: Float64 = a.astype(np.float64) * b + c
+    return exact.astype(np.float32)
 
 
 def plain_products(start: Float32, rows: Float32, codewords: Float32) -> Float32:
@@ -254,6 +269,11 @@ class FramedRows:
     ----------
     halves : bool
         Whether the filter multiplies both halves.
+    stepwise : bool
+        Whether each step of 16 columns is added up by itself, and no bound holds a tag, as in
+        looped.cuh.
+    kappa : float32
+        Of keys that are added up so.
     high, low : float32 (n, dim)
         float16 of the row, and of what that leaves; 0 without `halves`.
     slope, slant : float32 (n,)
@@ -261,14 +281,26 @@ class FramedRows:
     """
 
     halves: bool
+    stepwise: bool
+    kappa: np.float32
     high: Float32
     low: Float32
     slope: Float32
     slant: Float32
 
 
-def frame_rows(rows: Float32, packed: PackedCodebook, *, halves: bool) -> FramedRows:
-    """Return float32 (n, dim) rows scaled, centred and split, with their bounds."""
+def frame_rows(rows: Float32, packed: PackedCodebook, *, finer: bool) -> FramedRows:
+    """Return float32 (n, dim) rows scaled, centred and split, with their bounds.
+
+    Parameters
+    ----------
+    rows : float32 (n, dim)
+    packed : PackedCodebook
+    finer : bool
+        For the filter of recheck.cu.
+    """
+    halves = finer or packed.dim <= FOLDED_DIM
+    stepwise = finer or dim_class(packed.dim).looped
     y = _framed(rows, packed.scale, packed.centre)
     high = _half(y)
     left = y - high
@@ -276,11 +308,12 @@ def frame_rows(rows: Float32, packed: PackedCodebook, *, halves: bool) -> Framed
     norm: Float32 = _root(_squares(y)) * SLACK + NORM_FLOOR
     residual: Float32 = _root(_squares(left - low)) * SLACK
     bound = packed.bound
+    kappa = bound.kappa(bound.stepwise if stepwise else bound.chained, packed.dim)
     rounding: Float32 = np.float32(bound.share) * (residual + UNIT * norm + NORM_FLOOR)
-    slope: Float32 = rounding + packed.kappa * (norm + rounding)
+    slope: Float32 = rounding + kappa * (norm + rounding)
     slope *= TWICE
     slope += np.float32(bound.cut(packed.dim, -34))
-    return FramedRows(halves, high, low, slope, TWICE * norm)
+    return FramedRows(halves, stepwise, kappa, high, low, slope, TWICE * norm)
 
 
 def _root(squares: Float64) -> Float32:
@@ -294,19 +327,39 @@ def row_keys(
     """Return the key of every codeword, float32 (n, 8, chunks)."""
     high, low = packed.high.reshape(-1, packed.dim), packed.low.reshape(-1, packed.dim)
     start = packed.keys.reshape(-1)
-    if framed.halves:  # the small products first
-        small = products(np.zeros_like(start), framed.high, low)
-        start = products(small, framed.low, high) + start
-    return products(start, framed.high, high).reshape(-1, CHUNK, packed.n_chunks)
+    zeros = np.zeros_like(start)
+
+    def small(columns: slice) -> Float32:
+        """Return the products with a low half, which are added up first."""
+        if not framed.halves:
+            return zeros
+        one = products(zeros, framed.high[:, columns], low[:, columns])
+        return products(one, framed.low[:, columns], high[:, columns])
+
+    def added(start: Float32, columns: slice) -> Float32:
+        return products(start, framed.high[:, columns], high[:, columns])
+
+    if framed.stepwise:
+        keys = np.zeros((len(framed.high), len(start)), np.float32)
+        for first in range(0, packed.dim, STEP):
+            step = slice(first, first + STEP)
+            keys += added(small(step), step)
+        keys += start
+    else:
+        whole = slice(None)
+        keys = added(small(whole) + start, whole)
+    return keys.reshape(-1, CHUNK, packed.n_chunks)
 
 
-def lower_bounds(
-    framed: FramedRows, packed: PackedCodebook, keys: Float32, *, tags: bool
-) -> Float32:
+def lower_bounds(framed: FramedRows, packed: PackedCodebook, keys: Float32) -> Float32:
     """Return for every chunk what no T of its codewords is below, float32 (n, chunks)."""
-    bounds = _fma(-framed.slope[:, None], packed.norms, np.fmin.reduce(keys, axis=1))
+    bound, slope = packed.bound, -framed.slope[:, None]
+    if framed.stepwise:
+        start = np.float32(bound.share * bound.stepwise_key * 2.0**-23)
+        slope = _fma(packed.lowered - start, packed.norms, slope)
+    bounds = _fma(slope, packed.norms, np.fmin.reduce(keys, axis=1))
     bounds = _fma(-framed.slant[:, None], packed.rounding(framed.halves), bounds)
-    if not tags:
+    if framed.stepwise:
         return bounds
     return _tagged(bounds, np.arange(packed.n_chunks, dtype=np.uint32) // LANES % WINDOW_GROUPS)
 
@@ -364,15 +417,37 @@ def decide(
     y, e = framed.high, packed.high[:, chunk]
     if framed.halves:
         y, e = y + framed.low, e + packed.low[:, chunk]
-    keys = np.einsum("nj,pnj->np", y, e) + packed.keys[:, chunk].T
+    keys = (_added_by_lanes(y, e) + packed.keys[:, chunk]).T
     place = keys.argmin(axis=1)
     two = np.partition(keys, 1, axis=1)
     norm = packed.norms[chunk]
-    reach = SLACK * (framed.slope * norm + framed.slant * packed.rounding(framed.halves)[chunk])
-    rest = packed.kappa * norm * norm + packed.bound.floor(framed.slant, packed.dim)
-    upper = two[:, 0] + reach + TWICE * rest
-    proved = upper < np.fmin(others, two[:, 1] - reach)
+    slope = framed.slope - (framed.kappa - packed.winner) * framed.slant
+    rest = packed.winner * norm * norm
+    reach = SLACK * (slope * norm + framed.slant * packed.rounding(framed.halves)[chunk] + rest)
+    upper = two[:, 0] + reach + TWICE * packed.bound.floor(framed.slant, packed.dim)
+    above_others = upper + SLACK * (packed.lowered * norm * norm)
+    proved = (above_others < others) & (upper < two[:, 1] - reach)
     return np.where(proved, packed.order[place, chunk].astype(np.uint32), UNPROVED)
+
+
+def _added_by_lanes(y: Float32, e: Float32) -> Float32:
+    """Return y · e as code_of adds it up: in four lanes, each of every fourth pair of columns.
+
+    Parameters
+    ----------
+    y : float32 (n, dim)
+    e : float32 (8, n, dim)
+    """
+    sums = np.zeros((*e.shape[:2], LANES), np.float32)
+    dim = y.shape[1]
+    for first in range(0, dim, 2 * LANES):
+        for column in (first, first + 1):
+            own = slice(column, min(column + 2 * LANES, dim), 2)
+            lanes = slice(0, y[:, own].shape[1])
+            sums[..., lanes] = _fma(y[:, own], e[..., own], sums[..., lanes])
+    pairs = sums[..., :2] + sums[..., 2:]
+    whole: Float32 = pairs[..., 0] + pairs[..., 1]
+    return whole
 
 
 def filter_codes(
@@ -401,19 +476,18 @@ def filter_codes(
     unverified : uint32 (n,)
         The codeword of each row's least key.
     """
-    halves = finer or packed.dim <= FOLDED_DIM
-    tags = not (finer or dim_class(packed.dim).looped)
     codes, unverified = np.empty(len(rows), np.uint32), np.empty(len(rows), np.uint32)
-    lowered = packed.kappa * packed.norms * packed.norms
+    lowered = packed.lowered * packed.norms * packed.norms
     step = max(1, PAIRS_AT_ONCE // packed.order.size)
     # what leaves float32 or float16 becomes infinite or NaN, and proves nothing
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for first in range(0, len(rows), step):
             part = slice(first, first + step)
-            framed = frame_rows(rows[part], packed, halves=halves)
+            framed = frame_rows(rows[part], packed, finer=finer)
             keys = row_keys(framed, packed, products)
-            bounds = lower_bounds(framed, packed, keys, tags=tags)
-            codes[part] = decide(framed, packed, *best_two(bounds, tags=tags))
+            bounds = lower_bounds(framed, packed, keys)
+            two = best_two(bounds, tags=not framed.stepwise)
+            codes[part] = decide(framed, packed, *two)
             places = (keys + lowered).reshape(len(keys), -1).argmin(axis=1)
             unverified[part] = packed.order.reshape(-1)[places]
     return codes, unverified
@@ -496,20 +570,13 @@ def outcome(
     )
 
 
-def _both(per_column: int = AS_IT_IS.per_column, per_key: int = AS_IT_IS.per_key) -> Setting:
-    bound = Bound(per_column, per_key)
-    return Setting(bound, bound)
-
-
 # what is asked of every field, and again with other constants: what each of them costs
 SHARES = ("unproved_first", "unproved_both", "wrong_unverified")
+NO_KAPPA = Bound(chained=(0, 0), stepwise=(0, 0), stepwise_key=0, winner=(0, 0))
 VARIANTS: Mapping[str, Setting] = {
-    "per_key=72": _both(per_key=72),
-    "per_column=2": _both(per_column=2),
-    "per_column=1": _both(per_column=1),
-    "per_column=2,per_key=72": _both(per_column=2, per_key=72),
-    "kappa=0": _both(per_column=0, per_key=0),
-    "finer: per_column=2,per_key=10": Setting(finer=Bound(per_column=2, per_key=10)),
+    "chained: 2 a column": Setting(first=Bound(chained=(2, 72))),
+    "steps of 8 columns": Setting(finer=Bound(stepwise=(1 / 16, 20))),
+    "kappa=0": Setting(NO_KAPPA, NO_KAPPA),
     "centred on codewords": Setting(centred_on_codewords=True),
 }
 

@@ -140,7 +140,7 @@ struct Tiles {
 #pragma unroll
       for (int32 h = 0; h < 2; h++) {
         bound[m][h] = row_bound(quad_sum(sums[h].squares), quad_sum(sums[h].residual_squares),
-                                field.dim);
+                                field.dim, chained_bound(field.dim));
         best[m][h].clear();
       }
     }
@@ -235,7 +235,8 @@ struct Tiles {
           return rest ? low[FOLDED ? m : 0][2 + h] : a[m][s][2 * q + h];
         };
         const uint32 code = code_of<FOLDED, STEPS>(best[m][h], best[m][h].group / 4, packed, order,
-                                                   field, bound[m][h], lane, STEPS, y);
+                                                   field, bound[m][h], chained_bound(field.dim),
+                                                   lane, STEPS, y);
         if ((lane & 3) == 0) codes[m * TILE + 8 * h + lane / 4] = code;
       }
     }

@@ -24,13 +24,26 @@ constexpr float LOWEST_OF_ROW = 0x1p-36f;
 constexpr float LOWEST_OF_CHUNK = 0x1p-34f;
 constexpr float LOWEST = 0x1p-49f;
 
-// kappa: what accumulating a key, tagging it and shifting it by its bound may add, relative to
-// |c|² + 2|x||c|.
-__device__ __forceinline__ float accumulation_bound(int32 dim) {
-  return float(3 * padded_columns(dim) + 140) * 0x1p-23f;
+// kappa: what adding up a key, tagging it and shifting it by its bound may add (BOUND.md 5). Where
+// a key is one chain of products and sums from its start, relative to n² + 2(N + ρ)n.
+__device__ __forceinline__ float chained_bound(int32 dim) {
+  return float(3 * padded_columns(dim) + 72) * 0x1p-23f;
 }
 
-// What a row adds to the bound of each chunk: slope * (the chunk's norm) + slant * (its rounding).
+// Where each step of 16 columns is added up by itself, then their sums, then the start, and no tag
+// is: relative to 2(N + ρ)n, and to n².
+__device__ __forceinline__ float stepwise_bound(int32 dim) {
+  return (float(padded_columns(dim)) / 32.0f + 36.0f) * 0x1p-23f;
+}
+constexpr float STEPWISE_KEY = 4.0f * 0x1p-23f;
+
+// As code_of adds up the keys of the winner's chunk: relative to n² + 2(N + ρ)n.
+__device__ __forceinline__ float winner_bound(int32 dim) {
+  return (float(padded_columns(dim)) / 8.0f + 8.0f) * 0x1p-23f;
+}
+
+// What a row adds to the bound of each chunk: slope * (the chunk's norm) + slant * (its rounding),
+// where keys are added up as the filter does.
 struct RowBound {
   float slope, slant;
 
@@ -40,12 +53,13 @@ struct RowBound {
   }
 };
 
-// From Σ y² and Σ (y - ŷ)² over a whole row.
-__device__ __forceinline__ RowBound row_bound(float squares, float residual_squares, int32 dim) {
+// From Σ y² and Σ (y - ŷ)² over a whole row, and the kappa of its keys.
+__device__ __forceinline__ RowBound row_bound(float squares, float residual_squares, int32 dim,
+                                              float kappa) {
   const float norm = sqrtf(squares) * SLACK + NORM_FLOOR;
   const float rounding = sqrtf(residual_squares) * SLACK + UNIT * norm + NORM_FLOOR;
   RowBound b;
-  b.slope = SLACK * 2.0f * (rounding + accumulation_bound(dim) * (norm + rounding)) +
+  b.slope = SLACK * 2.0f * (rounding + kappa * (norm + rounding)) +
             float(padded_columns(dim)) * LOWEST_OF_CHUNK;
   b.slant = SLACK * 2.0f * norm;
   return b;

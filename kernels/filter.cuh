@@ -147,25 +147,29 @@ __device__ __forceinline__ Winner winner_of(float (&share)[CHUNK], const float* 
   return w;
 }
 
-// Whether the winner is nearer than every other codeword (BOUND.md). A row or key that is not
-// finite makes the bound NaN or infinite, and nothing is proved.
+// Whether the winner is nearer than every other codeword (BOUND.md); `kappa` is in the row's slope.
+// A row or key that is not finite makes the bound NaN or infinite, and nothing is proved.
 __device__ __forceinline__ bool proved(const Winner& w, float second_chunk, const RowBound& row,
-                                       const float* bound, int32 dim) {
+                                       const float* bound, int32 dim, float kappa) {
   const float norm = bound[0];
-  const float reach = SLACK * (row.slope * norm + row.slant * bound[1]);
-  const float rest = accumulation_bound(dim) * norm * norm + row.floor(dim);
-  const float upper = w.key + reach + SLACK * 2.0f * rest;
-  return upper < fminf(second_chunk, w.second - reach);
+  const float slope = row.slope - (kappa - winner_bound(dim)) * row.slant;
+  const float rest = winner_bound(dim) * norm * norm;
+  const float reach = SLACK * (slope * norm + row.slant * bound[1] + rest);
+  const float upper = w.key + reach + SLACK * 2.0f * row.floor(dim);
+  // keys start lower than |e|², the bounds of chunks do not
+  const float lowered = SLACK * (chained_bound(dim) * norm * norm);
+  return upper + lowered < second_chunk && upper < w.second - reach;
 }
 
 // The code of a row whose best chunk is known, or UNPROVED; the same in all four lanes of a quad.
-// `packed` holds the chunk's group as its group `held`; y(s, q, low) gives the row's columns
-// 16 s + 8 q + {2t, 2t + 1}, high or low halves. STEPS is their number where y is in registers,
-// and 0 where only `steps` tells it.
+// `packed` holds the chunk's group as its group `held`; `kappa` is in the row's slope; y(s, q, low)
+// gives the row's columns 16 s + 8 q + {2t, 2t + 1}, high or low halves. STEPS is their number where
+// y is in registers, and 0 where only `steps` tells it.
 template <bool HALVES, int32 STEPS, class Row>
 __device__ __forceinline__ uint32 code_of(const Best& best, int32 held, const Packed& packed,
                                           const int32* order, const Field& field,
-                                          const RowBound& row, int32 lane, int32 steps, Row y) {
+                                          const RowBound& row, float kappa, int32 lane,
+                                          int32 steps, Row y) {
   const int32 chunk = best.group & 3;
   float share[CHUNK] = {};
 #pragma unroll(STEPS > 0 ? STEPS : 1)
@@ -201,7 +205,7 @@ __device__ __forceinline__ uint32 code_of(const Best& best, int32 held, const Pa
   }
   const int64 at = int64(held) * 4 + chunk;
   const Winner w = winner_of(share, packed.keys + int64(held) * KEYS + chunk * 4, lane);
-  if (!proved(w, best.second, row, packed.bounds + at * 2, field.dim)) {
+  if (!proved(w, best.second, row, packed.bounds + at * 2, field.dim, kappa)) {
     return UNPROVED;
   }
   return uint32(order[(field.group * 4 + best.group) * CHUNK + w.place]);

@@ -1,7 +1,7 @@
 // pack_codebook - codewords as the filter reads them: float16 fragments, keys and bounds.
 //   e = fma(c, scale, -centre); fragments -2 ê, fragments_low -2 (e - ê), keys |e|² - kappa n²,
-//   bounds of each chunk: n = max |e|, δ = max |ê - e| and what centring rounded; likewise for both
-//   halves together
+//   bounds of each chunk: n = max of |e| and |ê|, δ = max |ê - e| and what centring rounded; the same
+//   n and another δ for both halves together
 // launch  grid = n_groups, block = 128: a warp for each chunk, a quad for each codeword; shared = 0
 // in      groups slots scales centres words order
 // out     fragments fragments_low keys bounds bounds_low
@@ -60,6 +60,7 @@ __device__ __forceinline__ void pack_codebook(const PackCodebook& p) {
   double squares = 0.0;
   double high_squares = 0.0;
   double low_squares = 0.0;
+  double both_squares = 0.0;
   double rounding_squares = 0.0;
   double rest_squares = 0.0;
   for (int32 s = 0; s < field.steps; s++) {
@@ -80,6 +81,7 @@ __device__ __forceinline__ void pack_codebook(const PackCodebook& p) {
         add_square(squares, e);
         add_square(high_squares, half);
         add_square(low_squares, half_left);
+        add_square(both_squares, half + half_left);  // exact
         add_square(rounding_squares, left);
         add_square(rest_squares, left - half_left);
       }
@@ -96,7 +98,8 @@ __device__ __forceinline__ void pack_codebook(const PackCodebook& p) {
     }
   }
   squares = whole_quad(squares);
-  const double norm = sqrt(fmax(squares, whole_quad(high_squares)));
+  const double norm =
+      sqrt(fmax(squares, fmax(whole_quad(high_squares), whole_quad(both_squares))));
   const double lowest = mul_rn(double(padded_columns(field.dim)), widened(LOWEST_OF_ROW));
   const double centring = add_rn(add_rn(mul_rn(0x1p-24, norm), 0x1p-50), lowest);
   const double low_norm = sqrt(whole_quad(low_squares));
@@ -107,7 +110,7 @@ __device__ __forceinline__ void pack_codebook(const PackCodebook& p) {
   const double reach = greatest_of_warp(codeword < 0 ? 0.0 : norm);
   const float bound = narrowed_up(greatest_of_warp(codeword < 0 ? 0.0 : rounding));
   const float bound_low = narrowed_up(greatest_of_warp(codeword < 0 ? 0.0 : rest));
-  const double kappa = widened(accumulation_bound(field.dim));
+  const double kappa = widened(chained_bound(field.dim));
   if (lane % 4 == 0) {
     const int64 key = (((field.group + group) * 4 + block) * 4 + chunk) * 4 + place % 2;
     p.keys[key] = p.keys[key + 2] =

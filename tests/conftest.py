@@ -89,6 +89,17 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng([seed, *name])
 
 
+@pytest.fixture
+def one_torch_thread() -> Generator[None]:
+    """Keep torch to one thread: tests run beside each other, and theirs are small."""
+    import torch  # most tests do without, and it is slow to import
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _why(report: pytest.TestReport | pytest.CollectReport) -> str:
     match report.longrepr:
         case (path, line, reason):

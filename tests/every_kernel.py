@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from access_table import access_table
 from emulated_device import LIMITS, EmulatedDevice
 from emulator import Library, build
 from saec_gpu.bench.device.small_shapes import DIMS, DTYPES, WEIGHTS, differences, make_fields
@@ -44,9 +45,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="order of threads, copies and sums")
     parser.add_argument("--sources", type=Path, help="folder of the kernels, if not the project's")
     parser.add_argument("--dims", default=",".join(map(str, DIMS)), help="which dims")
+    parser.add_argument(
+        "--accesses",
+        action="store_true",
+        help="print what memory takes for the accesses of each line; with --sanitize racecheck",
+    )
     args = parser.parse_args()
     sources = {} if args.sources is None else {"sources": args.sources}
-    library = Library(build(args.sanitize, **sources))
+    library = Library(build(args.sanitize, **sources), count_accesses=args.accesses)
     rng = np.random.default_rng(args.seed)
     launches: Counter[str] = Counter()
     for one, dtype in enumerate(DTYPES):
@@ -58,6 +64,8 @@ def main() -> None:
             assert not found, f"{dtype}, weights {weighting}: {found}"
     if args.dims == ",".join(map(str, DIMS)):
         assert launches.keys() == kernel_sources().keys(), launches
+    if args.accesses:
+        print(access_table(library.accesses()))
     print(f"{launches.total()} launches of {len(launches)} kernels agree")
 
 

@@ -31,6 +31,7 @@ from saec_gpu.artifact import Artifact, load
 from saec_gpu.artifact_writer import EncodedField, check_out, write_artifact
 from saec_gpu.codewords import StoredCodewords, store
 from saec_gpu.errors import ArtifactError
+from saec_gpu.levels import Levels, choose_levels, encode_in_levels
 from saec_gpu.manifest import sealed
 from saec_gpu.packing import PlaneWriter
 
@@ -139,8 +140,8 @@ def test_hand_computed(out: Path, codes_at: Path) -> None:
     (entry,) = artifact.manifest["fields"]
     assert entry == {
         "number": 0, "name": "user", "rows": 5, "dim": 2, "dtype": "float32", "encoding": "planes",
-        "codewords": 3, "codewords_dtype": "float32", "bits": 2, "planes": [2], "table_bytes": 40,
-        "codebook_bytes": 24, "code_bytes": 2,
+        "codewords": 3, "codewords_dtype": "float32", "bits": 2, "planes": [2], "level_bits": [],
+        "level_rows": [], "table_bytes": 40, "codebook_bytes": 24, "code_bytes": 2,
     }  # fmt: skip
 
 
@@ -291,6 +292,71 @@ def test_scales_are_missing_or_altered(tmp_path: Path, out: Path, codes_at: Path
         load(out)
     path.unlink()
     with pytest.raises(ArtifactError, match=r"scales\.safetensors"):
+        load(out)
+
+
+def in_levels(folder: Path, name: str = "user") -> tuple[EncodedField, NDArray[np.int64]]:
+    """Return a field whose codes are in levels, and its codes."""
+    codes = np.minimum(np.arange(2000) * 7 % 60, np.arange(2000) % 300)
+    field = planes(folder, name, codebook(300, 2), codes)
+    levels = choose_levels(np.bincount(codes, minlength=300))
+    assert levels is not None
+    assert field.codes is not None
+    encode_in_levels(field.codes, 300, levels)
+    return replace(field, encoding="levels", levels=levels), codes
+
+
+def test_codes_in_levels(out: Path, codes_at: Path, rng: np.random.Generator) -> None:
+    given_field, codes = in_levels(codes_at)
+    artifact = write(out, [given_field, *three_fields(codes_at)[1:]])
+    field = artifact["user"]
+    assert (field.encoding, field.n_codewords, field.record) == ("levels", 300, {})
+    assert field.codes.dtype == np.uint16
+    assert np.array_equal(field.codes, codes)
+    assert np.array_equal(field.codes_between(77, 1999), codes[77:1999])
+    rows = rng.integers(0, 2000, (3, 50))
+    assert np.array_equal(field.codes_of(rows), codes[rows])
+    assert np.array_equal(field.lookup(rows), codebook(300, 2)[codes[rows]])
+    assert field.lookup([]).shape == (0, 2)
+    (entry,) = (entry for entry in artifact.manifest["fields"] if entry["name"] == "user")
+    assert given_field.levels is not None
+    assert entry["level_bits"] == list(given_field.levels.bits)
+    assert entry["level_rows"] == list(given_field.levels.rows)
+    assert (entry["bits"], entry["planes"]) == (9, [])
+    assert entry["code_bytes"] == given_field.levels.size < 2000 * 9 // 8
+    assert len((out / "codes" / "2.npy").read_bytes()) == 128 + given_field.levels.size
+    with pytest.raises(ArtifactError, match='row 2000 of field "user" is out of range'):
+        field.lookup([2000])
+    with pytest.raises(ArtifactError, match="it has 2000 rows"):
+        field.codes_between(0, 2001)
+    assert np.array_equal(pickle.loads(pickle.dumps(field)).codes, codes)
+    artifact.check_files()
+
+
+WRONG_LEVELS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "as planes": lambda e: e.update(encoding="planes"),
+    "none": lambda e: e.update(level_bits=[], level_rows=[]),
+    "other bits": lambda e: e["level_bits"].__setitem__(0, e["level_bits"][0] + 1),
+    "bits negative": lambda e: e["level_bits"].__setitem__(0, -1),
+    "bits huge": lambda e: e["level_bits"].__setitem__(0, 10**9),
+    "bits as bool": lambda e: e["level_bits"].__setitem__(0, True),
+    "bits as text": lambda e: e.update(level_bits="12"),
+    "bits a number": lambda e: e.update(level_bits=3),
+    "fewer rows": lambda e: e["level_rows"].__setitem__(1, e["level_rows"][1] - 496),
+    "more rows": lambda e: e["level_rows"].__setitem__(1, 2001),
+    "rows as float": lambda e: e["level_rows"].__setitem__(0, 2000.0),
+    "a level more": lambda e: (e["level_bits"].append(1), e["level_rows"].append(0)),
+    "missing": lambda e: e.pop("level_rows"),
+}
+
+
+@pytest.mark.parametrize("edit", WRONG_LEVELS.values(), ids=WRONG_LEVELS.keys())
+def test_levels_that_do_not_hold_together(
+    out: Path, codes_at: Path, edit: Callable[[dict[str, Any]], Any]
+) -> None:
+    write(out, [in_levels(codes_at)[0]])
+    edited(out, lambda manifest: edit(manifest["fields"][0]))
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
         load(out)
 
 
@@ -446,8 +512,13 @@ def wrong_fields(folder: Path) -> Iterator[tuple[str, list[EncodedField]]]:
     for scales in (np.zeros(2, np.uint16), np.zeros(3, np.int16)):
         yield "need one uint16 each", but(codebook=np.zeros((3, 2), np.int8), scales=scales)
     yield "others have none", but(scales=np.zeros(3, np.uint16))
-    yield "planes need a file of codes", but(codes=None)
+    yield "planes and levels need a file of codes", but(codes=None)
     yield "identity has none", but(encoding="identity", n_rows=3)
+    yield "encoding 'levels' and levels None", but(encoding="levels")
+    two = Levels((0, 1), (4, 3))
+    yield "encoding 'planes' and levels Levels", but(levels=two)
+    yield "codes of 4 rows in levels", but(encoding="levels", levels=two)
+    yield "cannot have levels", but(encoding="levels", levels=Levels((0, 1), (5, 3)))
     yield "3 of its 4 rows", but(encoding="identity", codes=None)
     yield "must be uint16", but(encoding="identity", codes=None, n_rows=3, dtype="bfloat16")
     yield "does not hold the codes of 5 rows", but(n_rows=5)
@@ -566,6 +637,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "planes": lambda m: m["fields"][2].update(planes=[1, 8]),
     "bytes": lambda m: m["fields"][2].update(code_bytes=1),
     "encoding": lambda m: m["fields"][2].update(encoding=["planes"]),
+    "levels of planes": lambda m: m["fields"][2].update(level_bits=[0, 9], level_rows=[1025, 0]),
     "codewords dtype": lambda m: m["fields"][2].update(codewords_dtype="float16"),
     "codewords dtype of the whole": lambda m: m["fields"][0].update(codewords_dtype="float32"),
     "codewords dtype unknown": lambda m: m["fields"][2].update(codewords_dtype={}),

@@ -12,18 +12,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from saec_gpu.bench import billion
+from saec_gpu.bench import billion, fast
 from saec_gpu.bench import run as runner
 from saec_gpu.bench.agreement import defined_codes, inertia
 from saec_gpu.bench.cases import CASES, CaseData, FieldData, cases, find_case, load_case, write_case
+from saec_gpu.bench.codes import entropy_bytes
+from saec_gpu.bench.codes import main as measure_codes
 from saec_gpu.bench.peers import Outcome, Saec, find_contestant
 from saec_gpu.bench.plot import draw, latest, main, table
 from saec_gpu.bench.records import SCHEMA, append_record, read_records, without_folders
 from saec_gpu.bench.startup import measure_startup
 from saec_gpu.bench.worker import serve
+from safetensors.numpy import save_file
 
+from saec_gpu.clustering.selection import ROWS_A_CODEWORD
 from saec_gpu.data import Progress
 from saec_gpu.errors import CheckpointError, MissingExtraError, ParamError, SaecError, SourceError
+from saec_gpu.sources import open_tables, open_weights
 
 RECORD_KEYS = [
     "schema", "op", "backend", "case", "n_rows", "dim", "n_fields", "n_codewords", "dtype", "size",
@@ -405,7 +410,8 @@ def test_billion_command_line(tmp_path: Path) -> None:
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     (record,) = read_records([out])
     assert json.loads(done.stdout) == record
-    assert (record["n_rows"], record["options"]) == (3000, {"backend": "auto", "max_iter": 1})
+    assert record["n_rows"] == 3000
+    assert record["options"] == {"backend": "auto", "fast": None, "max_iter": 1}
     failed = subprocess.run(
         [*command, "--memory", "many"], capture_output=True, text=True, check=False
     )
@@ -446,3 +452,55 @@ def test_command_line(tmp_path: Path) -> None:
     failed = subprocess.run([*command, "fast"], capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert failed.stderr.startswith('error: case "fast"')
+
+
+def test_fast_record(tmp_path: Path) -> None:
+    out = tmp_path / "results.jsonl"
+    rows = np.random.default_rng(5).standard_normal((3000, 4)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    command = [sys.executable, "-m", "saec_gpu.bench.fast", "--append", str(out)]
+    options = ["--tables", str(tmp_path / "rows.npy"), "--codewords", "0.003"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    (record,) = read_records([out])
+    assert json.loads(done.stdout) == record
+    assert (record["n_rows"], record["n_codewords"], record["weighted"]) == (3000, 9, False)
+    assert record["clustered_rows"] == {"fast": 9 * ROWS_A_CODEWORD, "full": 3000}
+    assert [len(record["seconds"][kind]) for kind in ("fast", "full")] == [2, 1]
+    assert 1.0 < record["error"] < 2.0  # full clustering sees all rows
+    failed = subprocess.run([*command, "--rows", "0"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "error: n_rows is 0" in failed.stderr
+
+
+def test_selection_record() -> None:
+    rows = np.random.default_rng(5).standard_normal((900, 3)).astype(np.float32)
+    tables = open_tables({"x": rows, "y": rows[:9]})
+    weights = open_weights({"x": np.arange(1.0, 901.0), "y": np.ones(9)}, tables)
+    record = fast.compare_selections(tables, weights, {"x": 4, "y": 2}, [10, 225])
+    assert (record["field"], record["n_rows"], record["n_codewords"]) == ("x", 900, 4)
+    # 225 rows a codeword are all rows
+    assert record["head"][225] == record["coreset"][225] == 1.0
+    assert record["head"][10] > 1.0
+    assert record["coreset"][10] > 1.0
+
+
+# Codes.
+
+
+def test_codes_are_measured(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rng.standard_normal((3000, 4)) * np.exp(2 * rng.standard_normal((3000, 1)))
+    save_file({"item": rows.astype(np.float32)}, tmp_path / "t.safetensors")
+    arguments = ("--table", tmp_path / "t.safetensors", "--lookup-rows", 5000, "--lookups", 100)
+    measure_codes([*map(str, arguments), "--repeats", "2", "--append", str(tmp_path / "r.jsonl")])
+    records = read_records([tmp_path / "r.jsonl"])
+    assert [record["op"] for record in records] == ["code_bytes"] * 4 + ["lookup"]
+    for record in records[:-1]:
+        assert 1.0 <= record["levels_of_entropy"] <= record["planes_of_entropy"]
+    assert records[-1]["vectors_ratio"] > 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_entropy_of_codes() -> None:
+    assert entropy_bytes(np.array([8, 4, 2, 2, 0])) == 16 * 1.75 / 8

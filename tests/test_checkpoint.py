@@ -137,7 +137,8 @@ def test_interrupted_between_any_two_reports_continues_to_the_same_bytes(folder:
 
 def test_killed_without_checkpoint_leaves_nothing_after_the_next_run(folder: Path) -> None:
     (folder / "out.saec.working").mkdir()
-    (folder / "out.saec.working" / "3.codes.npy").write_bytes(b"left by a killed run")
+    for name in ("3.codes.npy", "2.codes.npy.levels"):
+        (folder / "out.saec.working" / name).write_bytes(b"left by a killed run")
     compress(folder, checkpoint=None)
     assert sorted(path.name for path in folder.iterdir()) == ["out.saec", "tables", "weights"]
 
@@ -162,6 +163,7 @@ def test_artifact_removed_after_the_end_is_written_again(folder: Path) -> None:
         ({"max_iter": 3}, "parameters"),
         ({"tol": 0.5}, "parameters"),
         ({"codewords_dtype": "int8"}, "parameters"),
+        ({"codes": "planes"}, "parameters"),
         ({"codewords": 21}, "codewords"),
         ({"weights": None}, "weights"),
     ],

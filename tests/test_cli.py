@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 import saec_gpu as saec
 from saec_gpu import cli, console, doctor
 
-COMMANDS = ("demo", "compress", "inspect", "verify", "lookup", "bench", "doctor")
+COMMANDS = ("demo", "compress", "inspect", "verify", "report", "lookup", "bench", "doctor")
 MAIN = "from saec_gpu.cli import main; main()"
 # The same, slowed down at every report of progress so that a signal meets a run in the middle.
 SLOW_MAIN = """
@@ -193,7 +193,7 @@ def test_compress_inspect_verify_lookup(
     assert result.exit_code == 0
     assert result.stderr == "fields: 3, rows: 1,737: read once and kept in memory\n"
     assert re.search(
-        r"item\[0\] +1,025 +5 +1,025 +20 +float32 +5 +\d+ +20.5 kB +1.04 kB +[\d,.]+\n",
+        r"item\[0\] +1,025 +5 +1,025 +20 +float32 +4\.\d\d levels +\d+ +20.5 kB +\d+ B +[\d,.]+\n",
         result.stdout,
     )
     assert " times smaller (" in result.stdout
@@ -224,6 +224,28 @@ def test_lookup_writes_a_file(tmp_path: Path, artifact: Path) -> None:
     assert np.array_equal(np.load(out), saec.load(artifact)["user"].lookup(rows))
 
 
+def test_report_writes_a_page(tmp_path: Path, artifact: Path, model: Path, weights: Path) -> None:
+    out = tmp_path / "page.html"
+    told = output("report", artifact, "--out", out)
+    assert re.fullmatch(rf"{out}: 3 fields, [\d.]+ kB; open it in a browser\n", told)
+    without = out.read_text(encoding="utf-8")
+    assert "Error by frequency" not in without
+    told = document("report", artifact, model, "--weights", weights, "--out", out)
+    assert told["out"] == str(out)
+    assert [one["name"] for one in told["errors"]] == ["item[0]", "user"]
+    assert sum(group["rows"] for group in told["errors"][1]["groups"]) <= 700
+    assert told["errors"][1]["all"]["rows"] == 700
+    assert "Error by frequency" in out.read_text(encoding="utf-8")
+
+
+def test_report_goes_to_the_folder_where_it_is_asked_for(
+    tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert output("report", artifact).startswith("report.html: ")
+    assert (tmp_path / "report.html").exists()
+
+
 def test_fields_and_codewords_of_each(tmp_path: Path, model: Path) -> None:
     out = tmp_path / "m.saec"
     given = ["--fields", "user", "--fields", "item*", "--codewords", "7"]
@@ -240,12 +262,14 @@ def test_every_option_reaches_compress(
         "compress", model, "--weights", weights, "--codewords", 20, "--out", artifact,
         "--overwrite", "--memory", "400kB", "--threads", 1, "--backend", "cpu", "--seed", 5,
         "--max-iter", 3, "--tol", 0, "--codewords-dtype", "int8", "--full", "--chunk-rows", 100,
+        "--codes", "planes",
         "--checkpoint", tmp_path / "work",
     )  # fmt: skip
     assert result.exit_code == 0
     loaded = saec.load(artifact)
     assert loaded.manifest["parameters"] == {
-        "seed": 5, "max_iter": 3, "tol": 0.0, "codewords_dtype": "int8", "fast": False,
+        "seed": 5, "max_iter": 3, "tol": 0.0, "codewords_dtype": "int8", "codes": "planes",
+        "fast": False,
     }  # fmt: skip
     assert loaded["user"].record["iterations"] == 3
     assert (loaded.run["threads"], loaded.run["memory"]) == (1, "400kB")
@@ -320,7 +344,8 @@ def test_json_of_every_command(tmp_path: Path, model: Path, weights: Path) -> No
     told = document("inspect", model, "--weights", weights, "--codewords", 20)
     assert [field["name"] for field in told["fields"]] == ["brand", "item[0]", "user"]
     assert told["fields"][2]["weights"]["total"] > 0
-    made = document("compress", model, "--weights", weights, "--codewords", 20, "--out", out)
+    asked = ("--weights", weights, "--codewords", 20, "--codes", "planes", "--out", out)
+    made = document("compress", model, *asked)
     assert made["counted_bytes"] == told["bytes_after"]
     assert made["fields"] == saec.load(out).manifest["fields"]
     assert made["run"]["backend"] == "cpu"
@@ -369,6 +394,8 @@ def test_json_of_an_artifact_that_is_wrong(
         (["inspect", "x.npy", "--budget", "3kB", "--ratio", "2"], "give one of them"),
         (["inspect", "x.npy", "--ratio", "2", "--sensitivity", "x"], "'x': give FIELD=number"),
         (["verify", "x.saec", "--weights", "w.npy"], "give SOURCE too"),
+        (["report", "x.saec", "--weights", "w.npy"], "needs both TABLES and --weights"),
+        (["report", "x.saec", "t.npy"], "needs both TABLES and --weights"),
         (["lookup", "x.saec", "user"], "ROWS"),
         (["lookup", "x.saec", "user", "first"], "'first' is no row number"),
         (["lookup", "x.saec", "user", "5:5"], "'5:5' is no row number"),
@@ -625,17 +652,17 @@ def test_bar_on_a_terminal(tmp_path: Path, model: Path) -> None:
     shown = in_terminal(120, *arguments, "--out", tmp_path / "m.saec")
     assert "━" in shown
     assert re.search(r"writing +━+ +\d/3 fields", shown)
-    assert re.search(r"item\[0\] +1,025 +5 +1,025 +20 +float32 +5 ", shown)
+    assert re.search(r"item\[0\] +1,025 +5 +1,025 +20 +float32 +4\.\d\d levels ", shown)
 
 
 def test_numbers_are_whole_on_a_narrow_terminal(artifact: Path) -> None:
-    assert re.search(
-        r"item\[0\] +1,025 +5 +1,025 +20 +float32 +5 ", in_terminal(110, "inspect", artifact)
-    )
+    whole = r"item\[0\] +1,025 +5 +1,025 +20 +float32 +4\.\d\d levels "
+    assert re.search(whole, in_terminal(110, "inspect", artifact))
     shown = in_terminal(40, "inspect", artifact)
     assert "item[0]\n" in shown
-    assert (
-        "rows 1,025, dim 5, clustered 1,025, codewords 20, dtype float32, bits 5, passes " in shown
+    assert re.search(
+        r"rows 1,025, dim 5, clustered 1,025, codewords 20, dtype float32, bits 4\.\d\d levels, ",
+        shown,
     )
 
 

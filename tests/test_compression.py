@@ -139,6 +139,59 @@ def test_narrow_codewords_are_the_same_bytes_however_it_is_done(
     assert artifact_bytes(again) == artifact_bytes(expected)
 
 
+def skewed_tables(generator: np.random.Generator) -> Tables:
+    """Tables most of whose rows lie near each other, as those of rows that were seen once do."""
+    return {
+        name: (
+            generator.standard_normal((n, 4)) * np.exp(2 * generator.standard_normal((n, 1)))
+        ).astype(np.float32)
+        for name, n in (("item", 5000), ("shop", 600), ("user", 70_001))
+    }
+
+
+def test_levels_hold_the_codes_of_planes_in_fewer_bytes(tmp_path: Path) -> None:
+    tables = skewed_tables(np.random.default_rng(3))
+    asked: dict[str, Any] = {"codewords": 40, "max_iter": 4}
+    planes = saec.compress(tables, **asked, codes="planes", out=tmp_path / "planes.saec")
+    levels = saec.compress(tables, **asked, out=tmp_path / "levels.saec")
+    assert {planes[name].encoding for name in planes} == {"planes"}
+    assert {levels[name].encoding for name in levels} == {"levels"}
+    assert [p.manifest["parameters"]["codes"] for p in (planes, levels)] == ["planes", "auto"]
+    rows = np.random.default_rng(4).integers(0, 600, 1000)
+    for name in tables:
+        assert np.array_equal(levels[name].codes, planes[name].codes)
+        assert np.array_equal(levels[name].lookup(rows), planes[name].lookup(rows))
+        assert levels[name].record == planes[name].record
+    assert levels.counted_bytes < planes.counted_bytes
+    assert levels.verify(tables).ok
+    files = {name: entry["bytes"] for name, entry in levels.manifest["files"].items()}
+    for entry in levels.manifest["fields"]:
+        assert files[f"codes/{entry['number']}.npy"] == 128 + entry["code_bytes"]
+    # Codes that all serve as many rows stay in planes.
+    even = np.repeat(np.eye(32, dtype=np.float32), 100, axis=0)
+    assert saec.compress(even, codewords=32, out=tmp_path / "even.saec")["x"].encoding == "planes"
+
+
+def test_levels_are_the_same_bytes_however_it_is_done(tmp_path: Path) -> None:
+    # RELIABILITY 39
+    tables = skewed_tables(np.random.default_rng(5))
+    asked: dict[str, Any] = {"codewords": 40, "max_iter": 3}
+    expected = saec.compress(tables, **asked, out=tmp_path / "e.saec", backend="cpu")
+    ways: list[dict[str, Any]] = [
+        {"chunk_rows": 4999, "threads": 1},
+        {"chunk_rows": 65_536, "threads": 2, "checkpoint": tmp_path / "checkpoint"},
+        {"backend": opened("emulated", threads=2)},
+    ]
+    for number, options in enumerate(ways):
+        artifact = saec.compress(tables, **asked, **options, out=tmp_path / f"{number}.saec")
+        assert artifact_bytes(artifact) == artifact_bytes(expected)
+    (tmp_path / "1.saec").rename(tmp_path / "kept.saec")
+    again = saec.compress(
+        tables, **asked, checkpoint=tmp_path / "checkpoint", out=tmp_path / "1.saec"
+    )
+    assert artifact_bytes(again) == artifact_bytes(expected)
+
+
 def test_distinct_rows_are_stored_in_the_dtype_that_was_asked(tmp_path: Path) -> None:
     few = np.array([[1.0, 0.3], [2.0, -0.7], [2049.0, 0.0]], np.float32)
     rows = few[np.random.default_rng(1).integers(0, 3, 400)]
@@ -306,7 +359,8 @@ def test_a_weight_that_is_not_allowed_names_field_and_row(tmp_path: Path, bad: f
         ({"ratio": 1}, "above 1"),
         ({"ratio": float("nan")}, "above 1"),
         ({"ratio": 1e9}, "the most that can be asked here is"),
-        ({"codewords_dtype": "int4"}, "give auto or one of float32, float16, int8"),
+        ({"codewords_dtype": "int4"}, "give one of auto, float32, float16, int8"),
+        ({"codes": "levels"}, "codes='levels' was given; give one of auto, planes"),
         ({"seed": -1}, "seed=-1"),
         ({"max_iter": 0}, "max_iter=0"),
         ({"tol": -1.0}, "tol=-1.0"),
@@ -352,8 +406,9 @@ def test_ratio_is_met_from_above_and_nearly(
         for name, n in (("a", 20_000), ("b", 5000), ("tiny", 3))
     }
     artifact = saec.compress(
-        tables, ratio=ratio, codewords_dtype=dtype, out=tmp_path / "a.saec", max_iter=1
-    )
+        tables, ratio=ratio, codewords_dtype=dtype, codes="planes", out=tmp_path / "a.saec",
+        max_iter=1,
+    )  # fmt: skip
     assert ratio <= artifact.ratio <= ratio * 1.02
 
 

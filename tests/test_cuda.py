@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections import Counter
@@ -50,6 +51,9 @@ from saec_gpu.sources import open_tables
 from saec_gpu.stream import FieldWork, RowStream, plan_sets, row_dtype
 
 Tables = tuple[dict[str, Float32], dict[str, Float64]]
+
+# Passes over all rows are what these tests look at.
+compress = functools.partial(saec.compress, fast=False)
 
 
 class WatchedDevice(EmulatedDevice):
@@ -112,9 +116,7 @@ def tables() -> Tables:
 def expected(tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, bytes]:
     rows, weights = tables
     out = tmp_path_factory.mktemp("cpu") / "a.saec"
-    return artifact_bytes(
-        saec.compress(rows, weights=weights, codewords=20, out=out, backend="cpu")
-    )
+    return artifact_bytes(compress(rows, weights=weights, codewords=20, out=out, backend="cpu"))
 
 
 # Dtypes of tables, and the bytes that a value of their rows takes on the device.
@@ -132,7 +134,7 @@ def test_artifacts_are_the_cpu_s(
     rows, weights = tables
     backend = CudaBackend(EmulatedDevice(seed=seed))
     threads = threading.active_count()
-    artifact = saec.compress(
+    artifact = compress(
         rows, weights=weights, codewords=20, out=tmp_path / "a.saec", backend=backend, memory=memory
     )
     assert artifact_bytes(artifact) == expected
@@ -151,11 +153,9 @@ def test_rows_that_pass_through_are_never_mixed_up(tmp_path: Path, seed: int) ->
     rows = rng.standard_normal((16_000, 5)).astype(np.float32)
     weights = rng.integers(1, 9, 16_000).astype(np.float64)
     common: dict[str, Any] = {"weights": weights, "codewords": 7, "max_iter": 4, "chunk_rows": 50}
-    plain = saec.compress(rows, out=tmp_path / "cpu.saec", backend="cpu", **common)
+    plain = compress(rows, out=tmp_path / "cpu.saec", backend="cpu", **common)
     backend = CudaBackend(EmulatedDevice(seed=seed))
-    streamed = saec.compress(
-        rows, out=tmp_path / "cuda.saec", backend=backend, memory=400_000, **common
-    )
+    streamed = compress(rows, out=tmp_path / "cuda.saec", backend=backend, memory=400_000, **common)
     (planned,) = streamed.run["residency_sets"]
     assert 10_000 < planned["resident_rows"] < 15_000
     assert artifact_bytes(streamed) == artifact_bytes(plain)
@@ -178,12 +178,10 @@ def test_rows_of_every_dtype_come_to_the_cpu_s_artifact(
     }
     weights = {"a": weights_of("sparse", rng, 20_000), "e": weights_of("wide", rng, 700)}
     common: dict[str, Any] = {"weights": weights, "codewords": 20, "max_iter": 4}
-    plain = saec.compress(tables, out=tmp_path / "cpu.saec", backend="cpu", **common)
+    plain = compress(tables, out=tmp_path / "cpu.saec", backend="cpu", **common)
     device = WatchedDevice(seed=seed)
     backend = CudaBackend(device)
-    found = saec.compress(
-        tables, out=tmp_path / "cuda.saec", backend=backend, memory=memory, **common
-    )
+    found = compress(tables, out=tmp_path / "cuda.saec", backend=backend, memory=memory, **common)
     assert artifact_bytes(found) == artifact_bytes(plain)
     assert found.verify(tables, weights=weights, backend=backend, memory=memory).ok
     assert {name.rpartition("_")[2] for name in device.launches} >= {"f16", "bf16", "f32"}
@@ -215,7 +213,7 @@ def test_rows_that_are_not_finite_are_named(tmp_path: Path, dtype: str, bad: flo
     rows = np.random.default_rng(0).standard_normal((3000, 6))
     rows[2345, 4] = bad
     with pytest.raises(NonFiniteRowError, match='row 2345 of field "x"'):
-        saec.compress(
+        compress(
             as_table(dtype, rows), codewords=9, out=tmp_path / "a.saec", chunk_rows=100,
             backend=CudaBackend(EmulatedDevice()),
         )  # fmt: skip
@@ -225,7 +223,7 @@ def test_rows_that_are_not_finite_are_named(tmp_path: Path, dtype: str, bad: flo
 def test_a_field_that_fits_is_copied_once(tmp_path: Path, dtype: str, item_bytes: int) -> None:
     rows = as_table(dtype, np.random.default_rng(0).standard_normal((3000, 6)))
     device = WatchedDevice()
-    artifact = saec.compress(
+    artifact = compress(
         rows, codewords=9, out=tmp_path / "a.saec", backend=CudaBackend(device), tol=0, max_iter=5
     )
     assert artifact["x"].record["iterations"] == 5
@@ -238,7 +236,7 @@ def test_of_a_large_field_only_the_rest_is_copied_again(
 ) -> None:
     rows = as_table(dtype, np.random.default_rng(0).standard_normal((20_000, 6)))
     device = WatchedDevice()
-    artifact = saec.compress(
+    artifact = compress(
         rows, codewords=9, out=tmp_path / "a.saec", backend=CudaBackend(device), tol=0, max_iter=3,
         memory="600kB",
     )  # fmt: skip
@@ -256,7 +254,7 @@ def test_a_full_device_gets_smaller_sets(
     rows, weights = tables
     for refused in (1, 3):
         backend = CudaBackend(WatchedDevice(refused=refused))
-        artifact = saec.compress(
+        artifact = compress(
             rows, weights=weights, codewords=20, out=tmp_path / f"{refused}.saec", backend=backend,
             memory="30MB",
         )  # fmt: skip
@@ -267,10 +265,10 @@ def test_a_full_device_gets_smaller_sets(
 def test_a_full_device_gets_its_memory_back_before_it_tries_again(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = {f"{i}": rng.standard_normal((20_000, 6)).astype(np.float32) for i in range(4)}
-    expected = saec.compress(rows, codewords=9, max_iter=2, out=tmp_path / "a.saec", backend="cpu")
+    expected = compress(rows, codewords=9, max_iter=2, out=tmp_path / "a.saec", backend="cpu")
     # four fields do not fit, two do, and only if nothing is left of the four
     device = EmulatedDevice(replace(LIMITS, memory_bytes=1_900_000))
-    artifact = saec.compress(
+    artifact = compress(
         rows, codewords=9, max_iter=2, out=tmp_path / "b.saec", memory="7MB",
         backend=CudaBackend(device),
     )  # fmt: skip
@@ -282,7 +280,7 @@ def test_a_device_too_small_for_anything_is_an_error(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((3000, 6)).astype(np.float32)
     backend = CudaBackend(EmulatedDevice(replace(LIMITS, memory_bytes=20_000)))
     with pytest.raises(DeviceMemoryError, match="of 20000 are free"):
-        saec.compress(rows, codewords=9, out=tmp_path / "a.saec", backend=backend, memory="10MB")
+        compress(rows, codewords=9, out=tmp_path / "a.saec", backend=backend, memory="10MB")
     assert not (tmp_path / "a.saec").exists()
 
 

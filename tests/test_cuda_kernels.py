@@ -51,7 +51,9 @@ def test_sanitizers_have_nothing_to_say(sanitize: str, dims: str) -> None:
 # Faults planted in the sources: file, what stands there, what takes its place, mode that sees it
 # (none: the codes or sums are wrong), and what is said.
 FAULTS = {
-    "no bound": ("filter.cuh", "reach = SLACK * (row", "reach = 0.0f * (row", "", "AssertionError"),
+    "no bound": (
+        "filter.cuh", "reach = SLACK * (slope", "reach = 0.0f * (slope", "", "AssertionError",
+    ),
     "bound of roundings lost": (
         "bound.cuh", "b.slant = SLACK * 2.0f * norm;", "b.slant = 0.0f; b.slope = 0.0f;", "",
         "AssertionError",

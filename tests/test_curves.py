@@ -32,6 +32,7 @@ def measured(
     size: int = 10**6,
     dtypes: Sequence[CodewordsDtype] = CODEWORDS_DTYPES,
     backend: str = "cpu",
+    in_levels: bool = False,
 ) -> dict[str, tuple[Point, ...]]:
     source = saec.open_tables(dict(tables))
     vectors = None if weights is None else saec.open_weights(dict(weights), source)
@@ -41,8 +42,8 @@ def measured(
         return coreset(source, vectors, field, size, SEED)
 
     return measure(
-        opened(backend, threads=1), fields, select, dtypes=dtypes, seed=SEED,
-        progress=lambda _: None,
+        opened(backend, threads=1), fields, select, dtypes=dtypes, in_levels=in_levels, seed=SEED,
+        wanted=lambda points: points, progress=lambda _: None,
     )  # fmt: skip
 
 
@@ -178,6 +179,40 @@ def test_every_field_is_counted_once(tables: Arrays, monkeypatch: pytest.MonkeyP
     measure(
         open_backend("cpu", threads=1), list(source.fields.values()),
         lambda field: coreset(source, None, field, 100, SEED),
-        dtypes=["int8"], seed=SEED, progress=counts.append,
+        dtypes=["int8"], in_levels=False, seed=SEED, wanted=lambda points: points,
+        progress=counts.append,
     )  # fmt: skip
     assert (sum(counts), len(counts)) == (3, 2)
+
+
+def test_codes_count_as_they_will_be_stored(rng: np.random.Generator) -> None:
+    rows = np.exp(3 * rng.standard_normal((5000, 1))).astype(np.float32)
+    (planes,) = measured({"x": rows}).values()
+    (found,) = measured({"x": rows}, in_levels=True).values()
+    fewer = 0
+    for one, plane in zip(found, planes, strict=True):
+        assert (one.codewords, one.dtype, one.distortion) == (
+            plane.codewords, plane.dtype, plane.distortion,
+        )  # fmt: skip
+        fewer += one.code_bytes < plane.code_bytes
+        assert one.code_bytes <= plane.code_bytes
+    assert fewer > len(found) // 2
+
+
+def test_a_curve_ends_where_nobody_wants_more(tables: Arrays) -> None:
+    source = saec.open_tables(dict(tables))
+    asked: list[dict[str, int]] = []
+
+    def wanted(points: Mapping[str, Sequence[Point]]) -> set[str]:
+        asked.append({name: own[-1].codewords for name, own in points.items()})
+        return {"item"} if len(asked) == 1 else set()
+
+    found = measure(
+        open_backend("cpu", threads=1), list(source.fields.values()),
+        lambda field: coreset(source, None, field, 1000, SEED),
+        dtypes=["int8"], in_levels=False, seed=SEED, wanted=wanted, progress=lambda _: None,
+    )  # fmt: skip
+    assert asked[0] == {"item": 24, "shop": 31, "user": 24}
+    assert {name: points[-1].codewords for name, points in found.items()} == {
+        "item": 48, "shop": 31, "user": 24,
+    }  # fmt: skip

@@ -23,18 +23,24 @@ from typing import Any
 import numpy as np
 import pytest
 import self_test
+from access_table import access_table
 from emulated_device import LIMITS, EmulatedArray, EmulatedDevice
-from emulator import EmulationError, Library, build, environment, preload
+from emulator import Cost, EmulationError, Library, Place, build, environment, preload
 from numpy.typing import NDArray
+from saec_gpu.bench.device.small_shapes import WEIGHTS, differences, make_fields
 from saec_gpu.bench.filter_model import Products
 from self_test import RIGHT, SEEDS, SOURCES
 
+import every_kernel
+from saec_gpu.backends.cupy_cuda import CudaBackend
 from saec_gpu.backends.device import Device, DeviceLimits
+from saec_gpu.backends.kernel_sources import TYPES
 from saec_gpu.data import Float32
 from saec_gpu.errors import DeviceError, DeviceMemoryError, LayoutError
 from test_filter_model import matrix_unit
 
 PROGRAM = Path(self_test.__file__)
+KERNELS = PROGRAM.parents[1]
 ADDRESS = "address,undefined"
 Operands = tuple[NDArray[np.float16], NDArray[np.float16], Float32]  # a, b, the sums so far
 # Sanitizers are much slower than the kernels, and the first test of a mode builds it.
@@ -626,6 +632,185 @@ def test_failed_launches_are_unwound_under_sanitizers(mode: str) -> None:
     assert done.stdout.count("divergent barrier") == 2
     assert done.stdout.count("different masks") == 2
     assert done.stdout.count("mirror_synced") == done.stdout.count("right")
+
+
+# ---- what accesses of memory take
+
+
+def costs(kernel: str, block: int = 32, *, seed: int = 0, **numbers: int) -> dict[str, Cost]:
+    """Return what a kernel's accesses take, by "space kind: line" as the line stands in the source.
+
+    Arrays of the kernel, whatever their names, have 2048 elements.
+    """
+    counting = Library(build("racecheck", sources=SOURCES), count_accesses=True)
+    source = self_test.kernels()[kernel]
+    device = EmulatedDevice(LIMITS, seed=seed, library=counting, kernels=self_test.kernels())
+    arrays = {p.name: device.empty(2048, TYPES[p.type][0]) for p in source.parameters if p.pointer}
+    stream = device.stream()
+    device.launch(kernel, 1, block, {**arrays, **numbers}, shared_bytes=0, stream=stream)
+    device.synchronize(stream)
+    found: dict[str, Cost] = {}
+    for place, cost in counting.accesses().items():
+        assert place.kernel == kernel
+        file, number = place.line.split(" < ")[0].split(":")
+        line = (SOURCES / file).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+        found[f"{place.space} {place.kind}: {line.strip()}"] = cost
+    return found
+
+
+def strided(stride: int, shift: int = 0) -> list[tuple[int, int]]:
+    """Return what one request of each line takes, and the least, in their order in the source."""
+    found = costs("accesses_strided", stride=stride, shift=shift)
+    lines = (
+        "global load: const float value = p.from[p.shift + at];",
+        "shared load: const uint32 word = words[at];",
+        "shared load: const Word2 pair = reinterpret_cast<const Word2*>(words)[at];",
+        "shared load: const Word4 quad = reinterpret_cast<const Word4*>(words)[at];",
+        "shared atomic: saec::atomic_add(counts + at, 1u);",
+        "global atomic: saec::atomic_add(p.counter + p.shift + at, 1u);",
+    )
+    store = "global store: p.to[lane] = value + static_cast<float>(sum);"
+    assert found.pop(store) == Cost(1, 4, 4)
+    assert found.keys() == {*lines}
+    assert all(cost.requests == 1 for cost in found.values())
+    return [(found[line].taken, found[line].least) for line in lines]
+
+
+def test_banks_and_sectors_are_counted_as_by_hand() -> None:
+    # lanes side by side: 16 bytes go by quarters of the warp, 8 by halves
+    assert strided(1) == [(4, 4), (1, 1), (2, 2), (4, 4), (1, 1), (4, 4)]
+    # all lanes read one word, and atomics of one word take turns
+    assert strided(0) == [(1, 1), (1, 1), (2, 2), (4, 4), (32, 32), (1, 1)]
+    assert strided(2) == [(8, 4), (2, 1), (4, 2), (8, 4), (2, 1), (8, 4)]
+    assert strided(8) == [(32, 4), (8, 1), (16, 2), (32, 4), (8, 1), (32, 4)]
+    assert strided(32) == [(32, 4), (32, 1), (32, 2), (32, 4), (32, 1), (32, 4)]
+    assert strided(33) == [(32, 4), (1, 1), (2, 2), (4, 4), (1, 1), (32, 4)]
+    # not aligned to a sector
+    assert strided(1, shift=1) == [(5, 4), (1, 1), (2, 2), (4, 4), (1, 1), (5, 4)]
+
+
+@pytest.mark.parametrize(("kernel", "wavefronts"), [("plain", 32), ("padded", 1)])
+def test_padding_removes_conflicts_of_a_transposition(kernel: str, wavefronts: int) -> None:
+    write = "for (int32 i = 0; i < warp; i++) tile[i][lane] = p.from[warp * i + lane];"
+    read = "for (int32 i = 0; i < warp; i++) p.to[warp * i + lane] = tile[lane][i];"
+    assert costs(f"transpose_{kernel}", stride=0, shift=0) == {
+        f"global load: {write}": Cost(32, 32 * 4, 32 * 4),
+        f"shared store: {write}": Cost(32, 32, 32),
+        f"shared load: {read}": Cost(32, 32 * wavefronts, 32),
+        f"global store: {read}": Cost(32, 32 * 4, 32 * 4),
+    }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_requests_are_of_lanes_that_do_the_same(seed: int) -> None:
+    # Lane l makes l accesses: the i-th is one request of all lanes above i. Twice.
+    line = "for (int32 i = 0; i < lane; i++) p.to[warp * i + lane] = p.from[warp * i + lane];"
+    sectors = 2 * sum(-(-(31 - i) // 8) for i in range(31))
+    assert costs("accesses_by_lane", seed=seed, stride=0, shift=0) == {
+        f"global load: {line}": Cost(62, sectors, sectors),
+        f"global store: {line}": Cost(62, sectors, sectors),
+    }
+
+
+def test_lanes_that_there_are_not_take_nothing() -> None:
+    found = costs("copy_whole", 40, n=64, stride=1)
+    line = "if (whole || thread + 1 < p.n) values[thread] = p.from[thread];"
+    assert found[f"global load: {line}"] == Cost(2, 4 + 1, 4 + 1)
+    assert found[f"shared store: {line}"] == Cost(2, 2, 2)
+
+
+def test_copies_are_counted_where_they_begin() -> None:
+    found = costs("ring", 64, n_pieces=5)
+    copies = {line: cost for line, cost in found.items() if "copy_async" in line}
+    first = "saec::copy_async16(&buffers[0][4 * thread], p.pieces + 4 * thread);"
+    later = "saec::copy_async16(&buffers[(piece + 1) % 2][4 * thread],"
+    assert copies == {  # 16 bytes of each lane of two warps, and four times later
+        f"global load: {first}": Cost(2, 2 * 16, 2 * 16),
+        f"shared store: {first}": Cost(2, 2 * 4, 2 * 4),
+        f"global load: {later}": Cost(8, 8 * 16, 8 * 16),
+        f"shared store: {later}": Cost(8, 8 * 4, 8 * 4),
+    }
+
+
+def test_launches_add_up() -> None:
+    counting = Library(build("racecheck", sources=SOURCES), count_accesses=True)
+    assert counting.accesses() == {}
+    for _ in range(3):
+        assert self_test.run(counting, "copy_whole", 0) == "right"
+    assert "divergent barrier" in self_test.run(counting, "meet_two_places", 0)  # does not count
+    assert {cost.requests for cost in counting.accesses().values()} == {3 * 2}
+    assert library("racecheck").accesses() == {}  # of the same build, but not to count
+
+
+def test_accesses_are_counted_in_one_kind_of_build() -> None:
+    with pytest.raises(EmulationError, match=r"accesses are counted .* racecheck"):
+        Library(build(sources=SOURCES), count_accesses=True)
+
+
+def test_table_of_accesses_has_the_worst_of_a_kernel_first() -> None:
+    table = access_table(
+        {
+            Place("b", "b.cu:7", "shared", "load", 16): Cost(3, 12, 12),
+            Place("b", "a.cuh:2 < b.cu:9", "global", "store", 4): Cost(10, 55, 40),
+            Place("a", "a.cu:1", "shared", "atomic", 4): Cost(2, 3, 2),
+        }
+    )
+    assert table.splitlines() == [
+        "kernel  line              access         bytes  requests  a request        least",
+        "a       a.cu:1            shared atomic  4      2         1.50 wavefronts  1.00",
+        "b       a.cuh:2 < b.cu:9  global store   4      10        5.50 sectors     4.00",
+        "b       b.cu:7            shared load    16     3         4.00 wavefronts  4.00",
+    ]
+
+
+# How the scan of assign_update.cu reads a group.
+SCAN_LOADS = {
+    "bounds": "= bounds[g * 4];",
+    "fragments": "= fragments[((g * STEPS + s) * 2 + pair) * WARP];",
+    "fragments_low": "= fragments_low[(g * 2 + pair) * WARP];",  # of the class of 8 alone
+    "keys": "= keys[(g * 4 + 2 * pair + i) * 4];",
+}
+
+
+def test_scan_is_free_of_bank_conflicts(rng: np.random.Generator) -> None:
+    counting = Library(build("racecheck"), count_accesses=True)
+    classes = {8: 3, 16: 16, 32: 20, 64: 40, 128: 100, 256: 200}
+    for dim in classes.values():
+        device = EmulatedDevice(LIMITS, library=counting)
+        fields = make_fields([dim], "float32", WEIGHTS[0], rng)
+        assert not list(differences(CudaBackend(device), fields))
+    text = (KERNELS / "assign_update.cu").read_text(encoding="utf-8").splitlines()
+    parts = {
+        f"assign_update.cu:{number}": part
+        for part, load in SCAN_LOADS.items()
+        for number, line in enumerate(text, 1)
+        if load in line
+    }
+    assert sorted(parts.values()) == sorted(SCAN_LOADS)
+    loads: dict[str, dict[str, Cost]] = {}
+    for place, cost in counting.accesses().items():
+        line = place.line.split(" < ")[0]
+        if line in parts and (place.space, place.kind) == ("shared", "load"):
+            loads.setdefault(place.kernel, {})[parts[line]] = cost
+    assert loads.keys() == {f"assign_update_d{dims}_f32" for dims in classes}
+    for kernel, of_parts in loads.items():
+        low = {"fragments_low"} if kernel == "assign_update_d8_f32" else set()
+        assert of_parts.keys() == {"bounds", "fragments", "keys"} | low
+        for part, cost in of_parts.items():
+            assert cost.taken == cost.least, (kernel, part)
+
+
+def test_accesses_of_every_kernel_can_be_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--sanitize", "racecheck", "--dims", "16", "--accesses"]
+    monkeypatch.setattr(sys, "argv", ["every_kernel.py", *arguments])
+    every_kernel.main()
+    header, *lines, last = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["kernel", "line", "access"]
+    kernels = {line.split()[0] for line in lines}
+    assert "7 kernels agree" in last
+    assert len(kernels) == 7
 
 
 # ---- building and loading

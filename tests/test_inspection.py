@@ -79,8 +79,9 @@ def test_bytes_are_those_of_the_artifact(
     tables = tables_of(brand=(12, 3), item=(1025, 17), shop=(97, 1), user=(700, 8))
     found = inspected(tables, codewords=codewords, codewords_dtype=dtype)
     artifact = saec.compress(
-        tables, codewords=codewords, codewords_dtype=dtype, out=tmp_path / "a.saec", max_iter=1
-    )
+        tables, codewords=codewords, codewords_dtype=dtype, codes="planes", max_iter=1,
+        out=tmp_path / "a.saec",
+    )  # fmt: skip
     assert found.bytes_before == artifact.table_bytes
     assert found.bytes_after == artifact.counted_bytes
 

@@ -1,4 +1,4 @@
-"""The kernels on matrix units that do not normalise subnormal float16, where that decides."""
+"""The kernels on matrix units whose errors decide: none of what their bound allows for can go."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from self_test import SEEDS
 
 from builders import definition
 from saec_gpu.backends.cupy_cuda import CudaBackend
-from saec_gpu.data import Codebook, chunk_of
-from test_filter_model import lowest_exponents
+from saec_gpu.data import Codebook, Float32, chunk_of
+from test_filter import Case
+from test_filter_model import LOST_PRODUCTS, lowest_exponents
 
 KERNELS = Path(__file__).parents[1] / "kernels"
 DIMS = (8, 16, 32)
@@ -29,11 +30,11 @@ def library() -> Library:
     return Library(build())
 
 
-def right(library: Library, seed: int, unit: tuple[int, int], dim: int) -> bool:
-    """Return whether the counterexample to a unit gets the definition's code."""
-    rows, codewords = lowest_exponents(*unit, dim)
+def right(library: Library, seed: int, case: Case, middle: Float32 | None = None) -> bool:
+    """Return whether the rows get the definition's codes."""
+    rows, codewords = case
     backend = CudaBackend(EmulatedDevice(seed=seed, library=library))
-    codebooks = backend.load_codebooks({"field": Codebook(codewords)})
+    codebooks = backend.load_codebooks({"field": Codebook(codewords, middle=middle)})
     found = backend.assign(backend.load_rows(chunk_of("field", rows)), codebooks).codes
     return np.array_equal(found, definition(rows, codewords).argmin(axis=1))
 
@@ -42,20 +43,25 @@ def right(library: Library, seed: int, unit: tuple[int, int], dim: int) -> bool:
 @pytest.mark.parametrize("unit", UNITS.values())
 @pytest.mark.parametrize("seed", SEEDS)
 def test_codes_are_the_definition_s(seed: int, unit: tuple[int, int], dim: int) -> None:
-    assert right(library(), seed, unit, dim)
+    assert right(library(), seed, lowest_exponents(*unit, dim))
+
+
+def built_without(pattern: str, replacement: str, places: int, folder: Path) -> Library:
+    """Return the kernels with a bound in which so many places are replaced."""
+    sources = folder / "kernels"
+    shutil.copytree(KERNELS, sources)
+    bound = sources / "bound.cuh"
+    text, found = re.subn(pattern, replacement, bound.read_text(encoding="utf-8"))
+    assert found == places
+    bound.write_text(text, encoding="utf-8")
+    return Library(build(sources=sources))
 
 
 @pytest.fixture(scope="module")
 def without_shares(tmp_path_factory: pytest.TempPathFactory) -> Library:
     """Return the kernels with a bound that has no share for subnormal operands."""
-    sources = tmp_path_factory.mktemp("sources") / "kernels"
-    shutil.copytree(KERNELS, sources)
-    bound = sources / "bound.cuh"
-    text = bound.read_text(encoding="utf-8")
-    text, found = re.subn(r"(LOWEST(_OF_ROW|_OF_CHUNK)?) = 0x1p-\d+f;", r"\1 = 0.0f;", text)
-    assert found == 3
-    bound.write_text(text, encoding="utf-8")
-    return Library(build(sources=sources))
+    pattern = r"(LOWEST(_OF_ROW|_OF_CHUNK)?) = 0x1p-\d+f;"
+    return built_without(pattern, r"\1 = 0.0f;", 3, tmp_path_factory.mktemp("sources"))
 
 
 @pytest.mark.parametrize(
@@ -67,4 +73,15 @@ def test_without_their_share_a_wrong_code_is_proved(
     without_shares: Library, seed: int, dim: int
 ) -> None:
     # a row that is not proved would get the definition's code
-    assert not right(without_shares, seed, UNITS[seed], dim)
+    assert not right(without_shares, seed, lowest_exponents(*UNITS[seed], dim))
+
+
+@pytest.mark.parametrize("kappa", sorted({one.kappa for one in LOST_PRODUCTS}))
+def test_every_kappa_is_needed(kappa: str, tmp_path: Path) -> None:
+    pattern = rf"(float {kappa}_bound\(int32 dim\) \{{\n  return )"
+    without = built_without(pattern, r"\g<1>0.0f * ", 1, tmp_path)
+    for one in (one for one in LOST_PRODUCTS if one.kappa == kappa):
+        (seed,) = (seed for seed, unit in UNITS.items() if unit == (one.width, one.extra_bits))
+        middle = np.zeros(one.dim, np.float32)
+        assert right(library(), seed, one.case(), middle), one
+        assert not right(without, seed, one.case(), middle), one

@@ -260,7 +260,9 @@ def test_units_of_error_by_hand() -> None:
 
 def test_constants_are_those_of_the_kernels() -> None:
     text = (sources_folder() / "bound.cuh").read_text(encoding="utf-8")
-    assert f"float({probes.BOUND_A_COLUMN:.0f} * padded_columns(dim) + 140) * 0x1p-23f" in text
+    assert f"float({probes.BOUND_A_COLUMN:.0f} * padded_columns(dim) + 72) * 0x1p-23f" in text
+    assert probes.ASSUMED_A_COLUMN * probes.STEP == 32  # and 4 for the rest of what keys may err by
+    assert "(float(padded_columns(dim)) / 32.0f + 36.0f) * 0x1p-23f" in text
 
 
 def test_numbers_of_the_search_stay_whole(rng: np.random.Generator) -> None:

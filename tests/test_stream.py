@@ -479,7 +479,7 @@ def test_compress_reads_a_field_that_fits_once(tmp_path: Path, rng: np.random.Ge
     arrays = {"fits": CountingArray(rows), "too large": CountingArray(many)}
     artifact = saec.compress(
         TableSource(arrays), codewords=4, out=tmp_path / "a.saec", memory="600kB", threads=1,
-        max_iter=3, tol=0.0,
+        max_iter=3, tol=0.0, fast=False,
     )  # fmt: skip
     assert arrays["fits"].rows_read == 3000
     # statistics, each pass of the fit, codes: each reads what does not stay

@@ -50,7 +50,9 @@ def weights() -> Arrays:
 
 @pytest.fixture
 def artifact(tmp_path: Path, tables: Arrays, weights: Arrays) -> saec.Artifact:
-    return saec.compress(tables, weights=weights, codewords=20, out=tmp_path / "a.saec")
+    return saec.compress(
+        tables, weights=weights, codewords=20, codes="planes", out=tmp_path / "a.saec"
+    )
 
 
 def altered(artifact: saec.Artifact, name: str, place: int, mask: int = 1) -> saec.Artifact:
@@ -155,6 +157,16 @@ def test_one_bit_of_a_code(
     )
 
 
+def test_one_bit_of_a_code_in_levels(tmp_path: Path, tables: Arrays) -> None:
+    artifact = saec.compress(tables, codewords=20, fields="item", out=tmp_path / "levels.saec")
+    assert artifact["item"].encoding == "levels"
+    size = (artifact.path / "codes" / "0.npy").stat().st_size
+    mended = altered(artifact, "codes/0.npy", size - 4)  # the last payloads, before spare bytes
+    found = found_of(mended.verify({"item": tables["item"]}), "item")
+    assert found.wrong_codes == 1
+    assert found.sse == found.stored_sse
+
+
 def test_one_bit_of_a_codeword(artifact: saec.Artifact, tables: Arrays) -> None:
     # the lowest bit of one float32: it moves no row to another codeword, but the error by a bit
     mended = altered(artifact, "codebooks.safetensors", place_in_codebooks(artifact, "item"))
@@ -196,6 +208,7 @@ def test_rows_far_outside_their_former_range(tmp_path: Path) -> None:
     rows = np.random.default_rng(1).standard_normal((300, 3)).astype(np.float32)
     artifact = saec.compress({"x": rows}, codewords=4, out=tmp_path / "a.saec")
     (found,) = artifact.verify({"x": rows + np.float32(1e6)}).fields
+    assert found.sse is not None
     assert found.sse > 1e14
     assert not found.ok
 

@@ -7,6 +7,7 @@ to too early, or memory that is given back before the work on it has run shows a
 
 from __future__ import annotations
 
+import ctypes
 import random
 import threading
 import weakref
@@ -32,6 +33,12 @@ LIMITS = DeviceLimits(
 )
 _MOST_THREADS = 1024
 _MOST_BLOCKS = 2**31 - 1
+# As CUDA aligns what it allocates; what a request takes of memory depends on it.
+_ALIGNMENT = 256
+_LIBC = ctypes.CDLL(None)
+_LIBC.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
+_LIBC.free.argtypes = (ctypes.c_void_p,)
+_LIBC.free.restype = None
 
 
 class _Owner:
@@ -163,7 +170,7 @@ class EmulatedDevice:
                     f"{self.limits.memory_bytes} are free"
                 )
             given_back = self._given_back[n_bytes]
-            content = given_back.pop() if given_back else np.empty(n_bytes, np.uint8)
+            content = given_back.pop() if given_back else _aligned(n_bytes)
             content.fill(0xFF)
             self._used_bytes += n_bytes
             owner = _Owner()
@@ -321,6 +328,16 @@ class EmulatedDevice:
         with self._lock:
             self._used_bytes -= content.nbytes
             self._given_back[content.nbytes].append(content)
+
+
+def _aligned(n_bytes: int) -> NDArray[np.uint8]:
+    # From the C library, so that AddressSanitizer sees where it ends.
+    memory = ctypes.c_void_p()
+    if _LIBC.posix_memalign(ctypes.byref(memory), _ALIGNMENT, n_bytes):
+        raise MemoryError(f"{n_bytes} bytes for an emulated device")
+    held = (ctypes.c_uint8 * n_bytes).from_address(memory.value or 0)
+    weakref.finalize(held, _LIBC.free, memory).atexit = False
+    return np.ctypeslib.as_array(held)
 
 
 def _check_copy(host: NDArray[Any], device: EmulatedArray) -> None:

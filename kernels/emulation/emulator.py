@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from saec_gpu.errors import DeviceError
@@ -31,14 +32,77 @@ _PRELOADED: Mapping[str, tuple[str, ...]] = {
     "thread": ("libtsan.so",),
 }
 _MODE_FILE = "sanitize.txt"
+_RUNTIME = "runtime"  # folder of the emulator's own sources
 _MESSAGE_BYTES = 4000
 # The most dynamic and static shared memory of a block on the largest devices.
 _SHARED_BYTES = 227 * 1024
 _PLACE = re.compile(r"\[\+(0x[0-9a-f]+)\]")
+# As the enums of runtime/access_counts.h and race_check.h number them.
+_SPACES = {1: "shared", 2: "global"}
+_KINDS = ("load", "store", "atomic")
 
 
 class EmulationError(DeviceError):
     """A kernel did what it must not do on a GPU, or cannot be built or launched."""
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """An access of memory in a kernel.
+
+    Parameters
+    ----------
+    kernel : str
+    line : str
+        "file:line", and behind " < " that of the call if it is in a function that was inlined.
+    space : {"shared", "global"}
+    kind : {"load", "store", "atomic"}
+    n_bytes : int
+        Of one lane.
+    """
+
+    kernel: str
+    line: str
+    space: str
+    kind: str
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What memory takes for the accesses of warps, estimated as README.md says.
+
+    Parameters
+    ----------
+    requests : int
+        Accesses of one warp.
+    taken : int
+        Wavefronts of shared memory, 32-byte sectors of global memory.
+    least : int
+        Wavefronts without conflicts of banks; sectors if the lanes' bytes lay side by side.
+    """
+
+    requests: int
+    taken: int
+    least: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.requests + other.requests, self.taken + other.taken, self.least + other.least
+        )
+
+
+class _AccessCount(ctypes.Structure):
+    # emulation::AccessCount of runtime/access_counts.h
+    _fields_ = (
+        ("place", ctypes.c_uint64),
+        ("space", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("bytes", ctypes.c_uint64),
+        ("requests", ctypes.c_uint64),
+        ("taken", ctypes.c_uint64),
+        ("least", ctypes.c_uint64),
+    )
 
 
 # Why a target could not be built: the next test that needs it does not try again.
@@ -106,10 +170,22 @@ class Library:
     ----------
     path : Path
         What `build` returned.
+    count_accesses : bool
+        Count what memory takes for the accesses of each launch.
+
+    Raises
+    ------
+    EmulationError
+        The build is for a process of another kind, or cannot count.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, count_accesses: bool = False) -> None:
         sanitize = (path / _MODE_FILE).read_text(encoding="utf-8")
+        if count_accesses and sanitize != "racecheck":
+            raise EmulationError(
+                f"accesses are counted in builds with racecheck, and {path} is built with "
+                f"sanitize={sanitize!r}"
+            )
         present = os.environ.get("LD_PRELOAD", "")
         if any(name not in present for name in _PRELOADED[sanitize]):
             # Left to itself, the sanitizer would end the process.
@@ -117,6 +193,9 @@ class Library:
                 f"{path} is built with -fsanitize={sanitize}; start Python with LD_PRELOAD="
                 f"{preload(sanitize)}"
             )
+        self._count_accesses = count_accesses
+        # By kernel and, within its library, place, space, kind and size.
+        self._accesses: dict[tuple[str, int, int, int, int], Cost] = {}
         self._files: dict[str, tuple[ctypes.CDLL, Path]] = {}
         # The emulator plays one launch at a time, and ctypes lets other threads of Python run.
         self._lock = threading.Lock()
@@ -124,6 +203,8 @@ class Library:
             library = ctypes.CDLL(str(file))
             library.saec_kernel_name.restype = ctypes.c_char_p
             library.saec_kernel_name.argtypes = [ctypes.c_size_t]
+            library.saec_access_count.restype = ctypes.c_bool
+            library.saec_access_count.argtypes = [ctypes.c_size_t, ctypes.POINTER(_AccessCount)]
             index = 0
             while (name := library.saec_kernel_name(index)) is not None:
                 self._files[name.decode()] = (library, file)
@@ -184,12 +265,40 @@ class Library:
                 ctypes.c_size_t(shared_bytes),
                 ctypes.c_size_t(most_shared_bytes),
                 ctypes.c_uint32(seed),
+                ctypes.c_bool(self._count_accesses),
                 message,
                 ctypes.c_size_t(_MESSAGE_BYTES),
             )
+            if self._count_accesses and not failed:
+                self._add_accesses(kernel, library)
         if failed:
-            text = _PLACE.sub(lambda m: _line(file, m[1]), message.value.decode())
+            text = _PLACE.sub(lambda m: _lines(file, [int(m[1], 16)])[0][0], message.value.decode())
             raise EmulationError(f"kernel {kernel}, seed {seed}: {text}")
+
+    def accesses(self) -> dict[Place, Cost]:
+        """Return what memory took for each place's accesses in all launches that did not fail."""
+        with self._lock:
+            counted = dict(self._accesses)
+        lines: dict[tuple[Path, int], str] = {}
+        for file in {self._files[kernel][1] for kernel, *_ in counted}:
+            offsets = sorted({k[1] for k in counted if self._files[k[0]][1] == file})
+            for offset, calls in zip(offsets, _lines(file, offsets), strict=True):
+                lines[file, offset] = " < ".join(calls)
+        costs: dict[Place, Cost] = {}
+        for (kernel, offset, space, kind, n_bytes), cost in counted.items():
+            line = lines[self._files[kernel][1], offset]
+            place = Place(kernel, line, _SPACES[space], _KINDS[kind], n_bytes)
+            costs[place] = costs.get(place, Cost(0, 0, 0)) + cost
+        return costs
+
+    def _add_accesses(self, kernel: str, library: ctypes.CDLL) -> None:
+        count = _AccessCount()
+        index = 0
+        while library.saec_access_count(index, count):
+            key = (kernel, count.place, count.space, count.kind, count.bytes)
+            cost = Cost(count.requests, count.taken, count.least)
+            self._accesses[key] = self._accesses.get(key, Cost(0, 0, 0)) + cost
+            index += 1
 
 
 def _build(target: Path, sanitize: str, bug: str, sources: Path) -> None:
@@ -220,7 +329,7 @@ def _digest(sanitize: str, bug: str, sources: Path) -> str:
     files = [
         *sorted(sources.glob("*.cu*")),
         *sorted(_KERNELS.glob("*.cuh")),
-        *sorted((_HERE / "runtime").iterdir()),
+        *sorted((_HERE / _RUNTIME).iterdir()),
         _HERE / "CMakeLists.txt",
     ]
     for file in files:
@@ -277,10 +386,23 @@ def _bare() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
 
-def _line(file: Path, offset: str) -> str:
+def _lines(file: Path, offsets: Sequence[int]) -> list[list[str]]:
+    """Return the line of a kernel that stands at each place of a library, and those that call it.
+
+    Calls are those that were inlined. Lines of the emulator stand only where no kernel's do.
+    """
     # binutils comes with every g++ of a distribution, but a compiler alone can be copied.
     addr2line = _program("addr2line")
     if addr2line is None:
-        return f"{file.name}+{offset}"
-    # "/folder/kernel.cu:12 (discriminator 3)" becomes "kernel.cu:12".
-    return Path(_output(addr2line, "--exe", str(file), offset).split(" ")[0]).name
+        return [[f"{file.name}+{offset:#x}"] for offset in offsets]
+    places = [hex(offset) for offset in offsets]
+    found = _output(addr2line, "--inlines", "--addresses", "--exe", str(file), *places)
+    calls: list[list[Path]] = []
+    for text in found.splitlines():
+        if text.startswith("0x"):
+            calls.append([])
+        else:
+            calls[-1].append(Path(text.split(" ")[0]))  # without " (discriminator 3)"
+    # A build may be of another checkout.
+    of_kernel = [[path for path in of_one if path.parent.name != _RUNTIME] for of_one in calls]
+    return [[path.name for path in one or all_] for one, all_ in zip(of_kernel, calls, strict=True)]

@@ -8,8 +8,10 @@ What lies in the folder, by invariants:
    that its entry names: float32, float16 or int8; of a field with encoding "identity" its rows in
    the table's dtype. `scales.safetensors` holds the scales of the int8 ones under the same names,
    bfloat16 (codewords,) (codewords.py); without any there is no such file.
-3. `codes/<number>.npy` holds the packed codes (packing.py) of a field with encoding "planes". A
-   field kept whole (identity) or without rows (0 codewords) has no such file.
+3. `codes/<number>.npy` holds the codes of a field with encoding "planes" (packing.py) or "levels"
+   (levels.py), whichever takes fewer bytes; class widths and rows of the levels, from which all
+   sizes follow, stand in the entry. A field kept whole (identity) or without rows (0 codewords) has
+   no such file.
 4. The manifest states size and SHA-256 of each of these files and of itself. It holds no times and
    no paths: the same answer is the same bytes in all of them.
 5. `run.json` tells how the run went. Nothing depends on it; it may be missing.
@@ -30,9 +32,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from saec_gpu.codewords import decode
+from saec_gpu.codewords import StoredCodewords, decode
 from saec_gpu.durable import OpenFolder, finish_swap
 from saec_gpu.errors import ArtifactError, SourceError
+from saec_gpu.levels import LevelCodes, open_levels
 from saec_gpu.manifest import (
     CODEBOOKS,
     MANIFEST,
@@ -41,6 +44,7 @@ from saec_gpu.manifest import (
     codes_name,
     field_entry,
     has_codes,
+    levels_of,
     parse,
     sealed,
 )
@@ -293,11 +297,16 @@ class CompressedField:
     dtype : str
         Of the table: "float16", "bfloat16", "float32" or "float64".
     encoding : str
-        "planes" (codebook and packed codes) or "identity" (kept whole).
+        "planes" (codebook, and codes in ceil(log2 k) bits), "levels" (codebook, and shorter codes
+        where codewords differ much in how many rows they serve) or "identity" (kept whole). All
+        methods serve all of them; looking vectors up takes about twice as long in levels as in
+        planes (bench/codes.py).
     n_codewords : int
         Rows of the codebook.
     codewords_dtype : str
         In which they are stored: "float32", "float16" or "int8"; of a field kept whole the table's.
+    levels : Levels or None
+        How codes in levels are cut.
     record : dict
         What else the manifest states of the field: rule, sse, iterations, …
     """
@@ -320,6 +329,7 @@ class CompressedField:
         self.encoding: str = entry["encoding"]
         self.n_codewords: int = entry["codewords"]
         self.codewords_dtype: str = entry["codewords_dtype"]
+        self.levels = levels_of(entry)
         derived = field_entry(
             self._number,
             self.name,
@@ -329,6 +339,7 @@ class CompressedField:
             encoding=self.encoding,
             codewords=self.n_codewords,
             codewords_dtype=self.codewords_dtype,
+            levels=self.levels,
         )
         self.record = {key: value for key, value in entry.items() if key not in derived}
 
@@ -342,6 +353,16 @@ class CompressedField:
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how to load it again in another process."""
         return _load_field, (str(self._artifact.path), self.name)
+
+    @property
+    def stored(self) -> StoredCodewords:
+        """The codewords as they are stored, memory-mapped; of a field kept whole its rows.
+
+        bfloat16 as uint16.
+        """
+        scales = self._scales_tensor
+        of_scales = None if scales is None else _part(self._artifact._scale_bytes, scales)
+        return StoredCodewords(self._stored, of_scales)
 
     @property
     def codebook(self) -> NDArray[np.float32]:
@@ -380,6 +401,8 @@ class CompressedField:
             )
         if self.encoding == "identity":
             return np.arange(start, stop, dtype=code_dtype(self.n_codewords))
+        if self._level_codes is not None:
+            return self._level_codes.between(start, stop)
         return unpack(self._packed, self.n_rows, self.n_codewords, start, stop)
 
     def codes_of(self, rows: ArrayLike) -> NDArray[Any]:
@@ -403,6 +426,8 @@ class CompressedField:
         if self.encoding == "identity":
             numbers = row_numbers(rows, self.n_rows, field=self.name)
             return numbers.astype(code_dtype(self.n_codewords))
+        if self._level_codes is not None:
+            return self._level_codes.take(rows)
         return take(self._packed, self.n_rows, self.n_codewords, rows, field=self.name)
 
     def lookup(self, rows: ArrayLike) -> NDArray[np.float32]:
@@ -424,7 +449,8 @@ class CompressedField:
 
         Notes
         -----
-        O(1) a row: a few bytes of packed codes and one codeword.
+        O(1) a row: a few bytes of codes, in levels a line of the cache for each of at most five,
+        and one codeword. The first look-up in levels compiles a loop, once a machine.
         """
         if self.encoding == "identity":
             return self._decoded(row_numbers(rows, self.n_rows, field=self.name))
@@ -435,7 +461,15 @@ class CompressedField:
         if not has_codes(self.encoding, self.n_rows):
             return np.zeros(0, np.uint8)
         with self._artifact._folder.open(codes_name(self._number)) as file:
+            if self.levels is not None:
+                return open_levels(file, self.levels)
             return open_planes(file, self.n_rows, self.n_codewords)
+
+    @cached_property
+    def _level_codes(self) -> LevelCodes | None:
+        if self.levels is None:
+            return None
+        return LevelCodes(self._packed, self.levels, self.n_codewords, self.name)
 
     @cached_property
     def _stored(self) -> NDArray[Any]:
@@ -444,10 +478,8 @@ class CompressedField:
 
     def _decoded(self, codewords: Any) -> NDArray[np.float32]:
         """Return some codewords, by index, as float32: exactly, but float64 is rounded once."""
-        values = self._stored[codewords]
-        if self._scales_tensor is None:
-            return as_float32(values)
-        return decode(values, _part(self._artifact._scale_bytes, self._scales_tensor)[codewords])
+        values, scales = self.stored.values[codewords], self.stored.scales
+        return as_float32(values) if scales is None else decode(values, scales[codewords])
 
 
 def _load_field(path: str, name: str) -> CompressedField:

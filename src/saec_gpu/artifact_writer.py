@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from saec_gpu.artifact import Artifact, load
 from saec_gpu.durable import finish_swap, staged, write_error
 from saec_gpu.errors import ArtifactError
+from saec_gpu.levels import Levels, open_levels
 from saec_gpu.manifest import (
     CODEBOOKS,
     CODES,
@@ -59,16 +60,18 @@ class EncodedField:
     dtype : str
         Of the table: "float16", "bfloat16", "float32" or "float64".
     encoding : str
-        "planes" or "identity".
+        "planes", "levels" or "identity".
     codebook : float32, float16 or int8 (k, dim)
         The codewords as they are stored. With "identity": the rows, (n_rows, dim), in the table's
         dtype (bfloat16: uint16).
     codes : path, optional
-        A finished file of a `PlaneWriter`; None with "identity". It is linked if it lies on the
-        file system of the artifact, else copied, and stays where it is: it must not be changed in
-        place. Not looked at for a field without rows.
+        A finished file of a `PlaneWriter`, or of `encode_in_levels`; None with "identity". It is
+        linked if it lies on the file system of the artifact, else copied, and stays where it is: it
+        must not be changed in place. Not looked at for a field without rows.
     scales : uint16 (k,), optional
         Of int8 codewords, bits of bfloat16.
+    levels : Levels, optional
+        With "levels".
     record : mapping
         What the manifest shall state beside that: rule, sse, iterations, …
     """
@@ -82,6 +85,7 @@ class EncodedField:
     codes: Path | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     scales: NDArray[np.uint16] | None = None
+    levels: Levels | None = None
 
     @property
     def codewords_dtype(self) -> str:
@@ -219,6 +223,7 @@ def _entries(fields: Sequence[EncodedField]) -> list[dict[str, Any]]:
             encoding=encoded.encoding,
             codewords=len(encoded.codebook),
             codewords_dtype=encoded.codewords_dtype,
+            levels=encoded.levels,
         )
         needed = (len(encoded.codebook), encoded.dim), storage_dtype(encoded.codewords_dtype)
         if (encoded.codebook.shape, encoded.codebook.dtype) != needed:
@@ -239,12 +244,15 @@ def _entries(fields: Sequence[EncodedField]) -> list[dict[str, Any]]:
         if (encoded.codes is None) != (encoded.encoding == "identity") and encoded.n_rows:
             raise ArtifactError(
                 f"{where} has encoding {encoded.encoding!r} and codes {encoded.codes}; "
-                "planes need a file of codes, identity has none"
+                "planes and levels need a file of codes, identity has none"
             )
         if encoded.codes is not None and has_codes(encoded.encoding, encoded.n_rows):
             try:
                 with encoded.codes.open("rb") as file:
-                    open_planes(file, encoded.n_rows, len(encoded.codebook))
+                    if encoded.levels is not None:
+                        open_levels(file, encoded.levels)
+                    else:
+                        open_planes(file, encoded.n_rows, len(encoded.codebook))
             except OSError as err:
                 raise ArtifactError(f"the codes of {where} cannot be read: {err}") from err
         taken = sorted(entry.keys() & encoded.record.keys())

@@ -29,6 +29,7 @@ from saec_gpu.clustering.lloyd import STOP_RULES, FieldFit
 from saec_gpu.codewords import StoredCodewords
 from saec_gpu.data import Sample, Statistics
 from saec_gpu.errors import CheckpointError
+from saec_gpu.levels import LEVELS_ENDING, Levels
 
 CHECKPOINT_VERSION = 1
 ALLOCATION = "allocation.json"
@@ -152,23 +153,35 @@ class Checkpoint:
         fit.counts = arrays.get("counts")
         return True
 
-    def save_done(self, number: int, codebook: StoredCodewords, record: Mapping[str, Any]) -> None:
-        """Keep a field's final codebook and manifest record; its codes are in place already."""
+    def save_done(
+        self,
+        number: int,
+        codebook: StoredCodewords,
+        levels: Levels | None,
+        record: Mapping[str, Any],
+    ) -> None:
+        """Keep a field's final codebook, levels and manifest record; its codes are in place."""
         arrays: dict[str, NDArray[Any]] = {
             "codebook": codebook.values,
             "record": np.frombuffer(_json_bytes(record), np.uint8),
         }
         if codebook.scales is not None:
             arrays["scales"] = codebook.scales
+        if levels is not None:
+            arrays["levels"] = np.array([levels.bits, levels.rows], np.int64)
         _write_arrays(self.folder / f"{number}.done.npz", arrays)
 
-    def done(self, number: int) -> tuple[StoredCodewords, dict[str, Any]] | None:
-        """Return a finished field's codebook and record."""
+    def done(self, number: int) -> tuple[StoredCodewords, Levels | None, dict[str, Any]] | None:
+        """Return a finished field's codebook, levels and record."""
         arrays = _read_arrays(self.folder / f"{number}.done.npz")
         if arrays is None or not codes_path(self.folder, number).exists():
             return None
         codebook = StoredCodewords(arrays["codebook"], arrays.get("scales"))
-        return codebook, json.loads(arrays["record"].tobytes())
+        levels = None
+        if "levels" in arrays:
+            bits, rows = arrays["levels"].tolist()
+            levels = Levels(tuple(bits), tuple(rows))
+        return codebook, levels, json.loads(arrays["record"].tobytes())
 
     def forget(self, number: int) -> None:
         """Remove what was kept of a field; its codes are removed by who wrote them."""
@@ -191,7 +204,8 @@ def codes_path(folder: Path, number: int) -> Path:
 
 
 def is_codes_name(name: str) -> bool:
-    """Return whether a file of that name is one of `codes_path`."""
+    """Return whether a file of that name is one of `codes_path`, or on the way to be one."""
+    name = name.removesuffix(LEVELS_ENDING)
     return name.endswith(CODES_ENDING) and name.removesuffix(CODES_ENDING).isdigit()
 
 

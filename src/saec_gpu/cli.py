@@ -259,6 +259,13 @@ def compress(
     sensitivity: Sensitivity = None,
     codewords: Codewords = None,
     codewords_dtype: CodewordsDtype = "auto",
+    codes: Annotated[
+        Literal["auto", "planes"],
+        typer.Option(
+            help="How codes are stored: planes in ceil(log2 codewords) bits, from which rows are "
+            "looked up fastest; auto in fewer bits where codewords serve unequal numbers of rows."
+        ),
+    ] = "auto",
     fields: Fields = None,
     checkpoint: Annotated[
         Path | None,
@@ -288,9 +295,9 @@ def compress(
 ) -> None:
     """Compress the embedding tables of SOURCE into an artifact.
 
-    The same rows, weights, codewords and their dtype, seed, passes and tolerance give the same
-    bytes, whatever the format, memory, threads and backend. An error, a kill or a full disk leaves
-    what was at --out as it was.
+    The same rows, weights, codewords and their dtype, codes, seed, passes and tolerance give the
+    same bytes, whatever the format, memory, threads and backend. An error, a kill or a full disk
+    leaves what was at --out as it was.
     """
     from saec_gpu.compression import compress as run
     from saec_gpu.sources import open_tables
@@ -302,7 +309,7 @@ def compress(
         artifact = run(
             tables, weights=weights, codewords=_by_field(asked, tables.fields), ratio=ratio,
             budget=budget, sensitivity=scales, codewords_dtype=codewords_dtype,
-            out=out, backend=backend, seed=seed, max_iter=max_iter, tol=tol, fast=fast,
+            codes=codes, out=out, backend=backend, seed=seed, max_iter=max_iter, tol=tol, fast=fast,
             chunk_rows=chunk_rows, memory=memory, threads=threads, checkpoint=checkpoint,
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
@@ -389,6 +396,7 @@ def _print_artifact(artifact: Artifact) -> None:
     rows = []
     for entry in artifact.manifest["fields"]:
         whole = entry["encoding"] == "identity"
+        sse = entry.get("sse", 0.0)
         rows.append(
             (
                 entry["name"],
@@ -397,23 +405,37 @@ def _print_artifact(artifact: Artifact) -> None:
                 "" if whole else console.human_number(entry.get("clustered_rows", 0)),
                 "whole" if whole else console.human_number(entry["codewords"]),
                 entry["codewords_dtype"],
-                "" if whole else entry["bits"],
+                _bits_of_codes(entry),
                 entry.get("iterations", ""),
                 console.human_bytes(entry["table_bytes"]),
                 console.human_bytes(entry["codebook_bytes"] + entry["code_bytes"]),
-                console.human_number(entry.get("sse", 0.0)),
+                "retrained" if sse is None else console.human_number(sse),
             )
         )
     console.print_table(columns, rows)
 
 
+def _bits_of_codes(entry: Mapping[str, Any]) -> str:
+    """Return the bits that the codes take a row, and how they are stored where not in planes."""
+    match entry["encoding"]:
+        case "identity":
+            return ""
+        case "levels":
+            return f"{8 * entry['code_bytes'] / entry['rows']:.2f} levels"
+        case _:
+            return str(entry["bits"])
+
+
 def _print_sizes(artifact: Artifact, seconds: float | None = None) -> None:
-    error = sum(entry.get("sse", 0.0) for entry in artifact.manifest["fields"])
+    errors = [entry.get("sse", 0.0) for entry in artifact.manifest["fields"]]
+    known = [error for error in errors if error is not None]
+    retrained = len(errors) - len(known)
+    besides = f", {console.counted(retrained, 'retrained field')} aside" if retrained else ""
     print(
         f"{console.human_bytes(artifact.table_bytes)} → "
         f"{console.human_bytes(artifact.counted_bytes)}, {artifact.ratio:.2f} times smaller "
         f"({console.human_bytes(artifact.disk_bytes)} on disk); sum of squared distances "
-        f"{console.human_number(error)}"
+        f"{console.human_number(sum(known))}{besides}"
     )
     if seconds is not None:
         run = artifact.run
@@ -446,7 +468,7 @@ def inspect(
 
     Fields with rows, dims and bytes; with --weights also how the lookups are spread; bytes and
     memory for the codewords asked. Reads no rows, but for --ratio and --budget samples of them. Of
-    an artifact: fields, sizes and errors.
+    an artifact: fields, bits of codes, sizes and errors.
     """
     from saec_gpu.backends import open_backend
     from saec_gpu.compression import (
@@ -557,7 +579,7 @@ def verify(
     if source is None:
         loaded.check_files()
         if as_json:
-            console.print_json({"ok": True, "problems": [], "fields": []})
+            console.print_json({"ok": True, "problems": [], "notes": [], "fields": []})
         else:
             print(f"{artifact}: no file was altered (give its tables to check codes and errors)")
         return
@@ -568,7 +590,9 @@ def verify(
         )  # fmt: skip
     if as_json:
         fields = [vars(field) | {"ok": field.ok} for field in found.fields]
-        console.print_json({"ok": found.ok, "problems": found.problems, "fields": fields})
+        console.print_json(
+            {"ok": found.ok, "problems": found.problems, "notes": found.notes, "fields": fields}
+        )
     else:
         _print_verification(found)
     _exit_unless(found.ok)
@@ -577,10 +601,13 @@ def verify(
 def _print_verification(found: Verification) -> None:
     for problem in found.problems:
         console.complain(problem)
-    if found.ok:
+    for note in found.notes:
+        print(note)
+    checked = len(found.fields) - len(found.notes)
+    if found.ok and checked:
         weighted = any(field.weighted_sse is not None for field in found.fields)
         print(
-            f"verified: {console.counted(len(found.fields), 'field')}, every code and every "
+            f"verified: {console.counted(checked, 'field')}, every code and every "
             f"{'error, weighted too,' if weighted else 'error'} to the last bit"
         )
 
@@ -588,6 +615,48 @@ def _print_verification(found: Verification) -> None:
 def _exit_unless(ok: bool) -> None:
     if not ok:
         raise typer.Exit(EXIT_ERROR)
+
+
+@_command(
+    "report model.saec",
+    "report model.saec model.safetensors --weights counts.safetensors --out model.html",
+)
+def report(
+    artifact: Artifact_,
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="TABLES", help="The tables it was made from."),
+    ] = None,
+    weights: Weights = None,
+    out: Annotated[Path, typer.Option(help="Page to write; replaced if it is there.")] = Path(
+        "report.html"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Write what there is to know of an artifact as one page of HTML.
+
+    Bytes by field, how evenly codewords are used, seconds, rows rechecked; under a byte budget the
+    curves it was shared out along. With TABLES and --weights also the error of rows by how often
+    they are looked up, for which all rows are read. The page needs no network. Needs the extra
+    report.
+    """
+    from saec_gpu.artifact import load
+    from saec_gpu.report.page import check_installed, page
+    from saec_gpu.report.sections import report_data
+
+    if (source is None) != (weights is None):
+        raise typer.BadParameter("the error by frequency needs both TABLES and --weights")
+    check_installed()
+    loaded = load(artifact)
+    with console.ProgressDisplay(quiet=as_json, stages=console.REPORT_STAGES) as progress:
+        data = report_data(loaded, source, weights, progress=progress)
+    html = page(data)
+    out.write_text(html, encoding="utf-8")
+    if as_json:
+        console.print_json({"out": str(out), **data})
+    else:
+        size = console.human_bytes(len(html.encode()))
+        print(f"{out}: {console.counted(len(loaded), 'field')}, {size}; open it in a browser")
 
 
 @_command(

@@ -21,14 +21,14 @@ from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.checkpoint import Checkpoint, is_codes_name
 from saec_gpu.clustering.asked import CodewordsParam, FieldPlan, codewords_by_field
-from saec_gpu.clustering.budget import Allocation, FieldCurve
+from saec_gpu.clustering.budget import Allocation, FieldCurve, unsettled
 from saec_gpu.clustering.curves import CORESET_ROWS, Point, measure
 from saec_gpu.clustering.selection import coreset, rows_to_cluster
 from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
 from saec_gpu.data import Progress, ProgressFunction
 from saec_gpu.durable import scratch_beside
 from saec_gpu.errors import ArtifactError, DeviceMemoryError, ParamError
-from saec_gpu.pipeline import Params, Pipeline
+from saec_gpu.pipeline import CODES_PARAMS, CodesParam, Params, Pipeline
 from saec_gpu.sources import TableField, TableSource, WeightSource, open_tables, open_weights
 from saec_gpu.stream import ResidencySet, plan_sets
 from saec_gpu.version import __version__
@@ -50,6 +50,7 @@ def compress(
     budget: int | str | None = None,
     sensitivity: Mapping[str, float] | None = None,
     codewords_dtype: CodewordsDtype | Literal["auto"] = "auto",
+    codes: CodesParam = "auto",
     out: str | os.PathLike[str],
     backend: str | Backend = "auto",
     seed: int = 0,
@@ -66,8 +67,9 @@ def compress(
 ) -> Artifact:
     """Return the artifact written to `out`: a codebook per field and a code per row.
 
-    The same rows, weights, codewords or budget, seed, max_iter and tol give the same bytes,
-    whatever the format, backend, chunk_rows, memory and threads, and also after a kill and resume.
+    The same rows, weights, codewords or budget, codes, seed, max_iter, tol and fast give the same
+    bytes, whatever the format, backend, chunk_rows, memory and threads, and also after a kill and
+    resume.
 
     Parameters
     ----------
@@ -92,6 +94,9 @@ def compress(
         How codewords are stored; int8 with one scale a codeword (codewords.py). Rows get the codes
         of the codewords as stored, whose error is the one that is told. "auto": a budget chooses
         for each field; float32 without a budget.
+    codes : {"auto", "planes"}
+        How codes are stored: "planes" in ceil(log2 k) bits; "auto" for each field in levels
+        (levels.py) where these take fewer bytes. From planes rows are looked up fastest.
     out : path
         Folder to write, customarily `*.saec`.
     backend : {"auto", "cpu", "cupy", "numba"} or Backend
@@ -148,14 +153,18 @@ def compress(
     source = open_tables(tables, fields=fields)
     weight_source = None if weights is None else open_weights(weights, source)
     _check_numbers(seed, max_iter, tol, chunk_rows)
-    if codewords_dtype not in ("auto", *CODEWORDS_DTYPES):
-        raise ParamError(
-            f"codewords_dtype={codewords_dtype!r} was given; give auto or one of "
-            f"{', '.join(CODEWORDS_DTYPES)}"
-        )
+    known: list[tuple[str, str, Sequence[str]]] = [
+        ("codewords_dtype", codewords_dtype, ("auto", *CODEWORDS_DTYPES)),
+        ("codes", codes, CODES_PARAMS),
+    ]
+    for name, chosen, choices in known:
+        if chosen not in choices:
+            raise ParamError(f"{name}={chosen!r} was given; give one of {', '.join(choices)}")
     total = asked_bytes(source.fields, codewords, ratio, budget)
     scales = checked_sensitivity(source.fields, sensitivity, total)
-    params = Params(int(seed), int(max_iter), float(tol), codewords_dtype, fast, total, scales)
+    params = Params(
+        int(seed), int(max_iter), float(tol), codewords_dtype, codes, fast, total, scales
+    )
     plans = None
     if total is None:
         plans = plans_by_number(source.fields, codewords, codewords_dtype, fast)
@@ -181,7 +190,7 @@ def compress(
         allocation = None
         if total is not None:
             allocation = allocate(
-                engine, source, weight_source, total, codewords_dtype=codewords_dtype,
+                engine, source, weight_source, total, codewords_dtype=codewords_dtype, codes=codes,
                 sensitivity=scales, seed=int(seed), progress=report, kept=kept,
             )  # fmt: skip
             plans = plans_of(allocation, source.fields, fast)
@@ -273,6 +282,7 @@ def allocate(
     budget: int,
     *,
     codewords_dtype: CodewordsDtype | Literal["auto"] = "auto",
+    codes: CodesParam = "auto",
     sensitivity: Mapping[str, float] | None = None,
     seed: int = 0,
     progress: ProgressFunction | None = None,
@@ -287,7 +297,7 @@ def allocate(
     weights : WeightSource or None
     budget : int
         Counted bytes of all fields.
-    codewords_dtype, seed, progress
+    codewords_dtype, codes, seed, progress
         As `compress` takes them.
     sensitivity : mapping of field to float, optional
         As `checked_sensitivity` returns it.
@@ -313,11 +323,18 @@ def allocate(
             if progress is not None:
                 progress(Progress("curves", measured, len(fields), "fields"))
 
+        def wanted(points: Mapping[str, Sequence[Point]]) -> set[str]:
+            some = {
+                name: FieldCurve(source.fields[name], tuple(own), scales.get(name, 1.0))
+                for name, own in points.items()
+            }
+            return unsettled(some, budget)
+
         report(0)
         curves = measure(
             engine, fields, lambda field: coreset(source, weights, field, CORESET_ROWS, seed),
             dtypes=CODEWORDS_DTYPES if codewords_dtype == "auto" else (codewords_dtype,),
-            seed=seed, progress=report,
+            in_levels=codes == "auto", seed=seed, wanted=wanted, progress=report,
         )  # fmt: skip
         as_json = {name: [asdict(one) for one in points] for name, points in curves.items()}
         found = {"curves": as_json, "rounds": []}

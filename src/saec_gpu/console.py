@@ -32,6 +32,7 @@ STAGES = {
     "write": "writing",
 }
 VERIFY_STAGES = {"codes": "checking"}
+REPORT_STAGES = {"statistics": "reading", "codes": "counting codes"}
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from saec_gpu.clustering.asked import FieldPlan, encoded_bytes
 from saec_gpu.clustering.statistics import check_weights
+from saec_gpu.data import Float64
 from saec_gpu.errors import ParamError
 from saec_gpu.sources import TableField, TableSource, WeightSource
 from saec_gpu.stream import READS_HELD, FieldWork, ResidencySet, plan_sets
@@ -152,6 +153,22 @@ def _least(enough: Callable[[int], bool], *, above: int) -> int:
     return high
 
 
+def weights_by_parts(weights: WeightSource, name: str) -> Iterator[tuple[int, Float64]]:
+    """Yield the weights of one field part by part, checked: the first row, float64 (n,).
+
+    Raises
+    ------
+    WeightError
+        A weight is not allowed. Names field and row, as `compress` would.
+    """
+    n_rows = weights.fields[name]
+    for start in range(0, n_rows, READ_ROWS):
+        part = np.empty(min(READ_ROWS, n_rows - start))
+        weights.read(name, start, part)
+        check_weights(name, start, part)
+        yield start, part
+
+
 def summarise(weights: WeightSource, name: str) -> WeightSummary:
     """Return a summary of one field's weights.
 
@@ -161,10 +178,8 @@ def summarise(weights: WeightSource, name: str) -> WeightSummary:
         A weight is not allowed. Names field and row, as `compress` would.
     """
     values = np.empty(weights.fields[name])
-    for start in range(0, len(values), READ_ROWS):
-        part = values[start : start + READ_ROWS]
-        weights.read(name, start, part)
-        check_weights(name, start, part)
+    for start, part in weights_by_parts(weights, name):
+        values[start : start + len(part)] = part
     if not len(values):
         return WeightSummary(0.0, 0.0, 0, 0)
     values.sort()

@@ -15,6 +15,7 @@ from typing import Any
 
 from saec_gpu.codewords import CODEWORDS_DTYPES, codebook_bytes
 from saec_gpu.errors import ArtifactError
+from saec_gpu.levels import Levels
 from saec_gpu.packing import code_bits, packed_size, plane_widths
 from saec_gpu.sources.stored import TABLE_DTYPES, storage_dtype
 
@@ -25,7 +26,7 @@ RUN = "run.json"
 CODEBOOKS = "codebooks.safetensors"
 SCALES = "scales.safetensors"
 CODES = "codes"
-ENCODINGS = ("planes", "identity")
+ENCODINGS = ("planes", "levels", "identity")
 
 
 def field_entry(
@@ -38,6 +39,7 @@ def field_entry(
     encoding: str,
     codewords: int,
     codewords_dtype: str,
+    levels: Levels | None = None,
 ) -> dict[str, Any]:
     """Return the manifest's entry of a field, without its record.
 
@@ -50,18 +52,21 @@ def field_entry(
     dtype : str
         Of the table; one of `TABLE_DTYPES`.
     encoding : str
-        "planes": codewords and packed codes. "identity": the rows themselves in their own dtype, no
-        codes.
+        "planes": codewords and packed codes (packing.py). "levels": codewords and codes in levels
+        (levels.py). "identity": the rows themselves in their own dtype, no codes.
     codewords : int
         Rows of the codebook.
     codewords_dtype : str
         In which they are stored; one of `CODEWORDS_DTYPES`, with "identity" the table's.
+    levels : Levels, optional
+        Of the encoding of that name.
 
     Returns
     -------
     entry : dict
-        The arguments and what follows from them: bits (of a code), planes (their widths in bits),
-        table_bytes, codebook_bytes and code_bytes.
+        The arguments (of the levels level_bits and level_rows) and what follows from them: bits
+        (ceil(log2 codewords)), planes (their widths in bits), table_bytes, codebook_bytes and
+        code_bytes.
 
     Raises
     ------
@@ -76,6 +81,8 @@ def field_entry(
         )
     if rows < 0 or dim < 1 or codewords < 0:
         raise ArtifactError(f"{where} cannot have {rows} rows, dim {dim} and {codewords} codewords")
+    if (levels is None) != (encoding != "levels"):
+        raise ArtifactError(f"{where} has encoding {encoding!r} and levels {levels}")
     stored_as = (dtype,) if encoding == "identity" else CODEWORDS_DTYPES
     if codewords_dtype not in stored_as:
         raise ArtifactError(
@@ -91,6 +98,9 @@ def field_entry(
         bits, bytes_of_codebook, code_bytes = 0, table_bytes, 0
     else:
         bits, code_bytes = code_bits(codewords), packed_size(rows, codewords)
+        if levels is not None:
+            levels.check(rows, codewords)
+            code_bytes = levels.size
         bytes_of_codebook = codebook_bytes(codewords, dim, codewords_dtype)
     return {
         "number": number,
@@ -102,16 +112,25 @@ def field_entry(
         "codewords": codewords,
         "codewords_dtype": codewords_dtype,
         "bits": bits,
-        "planes": list(plane_widths(bits)),
+        "planes": list(plane_widths(bits)) if encoding == "planes" else [],
+        "level_bits": [] if levels is None else list(levels.bits),
+        "level_rows": [] if levels is None else list(levels.rows),
         "table_bytes": table_bytes,
         "codebook_bytes": bytes_of_codebook,
         "code_bytes": code_bytes,
     }
 
 
+def levels_of(entry: Mapping[str, Any]) -> Levels | None:
+    """Return the levels that an entry names, if its codes are in levels; unchecked."""
+    if entry["encoding"] != "levels":
+        return None
+    return Levels(tuple(entry["level_bits"]), tuple(entry["level_rows"]))
+
+
 def has_codes(encoding: str, rows: int) -> bool:
     """Return whether such a field has a file of codes."""
-    return encoding == "planes" and rows > 0
+    return encoding != "identity" and rows > 0
 
 
 def codes_name(number: int) -> str:
@@ -224,7 +243,7 @@ def _check(manifest: dict[str, Any]) -> None:
             raise ArtifactError(f"the name or a count of field {number} has a wrong type")
         expected = field_entry(
             number, name, dtype=entry["dtype"], encoding=entry["encoding"],
-            codewords_dtype=entry["codewords_dtype"], **counts,
+            codewords_dtype=entry["codewords_dtype"], levels=levels_of(entry), **counts,
         )  # fmt: skip
         differing = sorted(key for key, value in expected.items() if entry[key] != value)
         if differing:

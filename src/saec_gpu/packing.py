@@ -268,7 +268,7 @@ def open_planes(file: BinaryIO, n_rows: int, codewords: int) -> NDArray[np.uint8
     Returns
     -------
     packed : uint8 (packed_size(n_rows, codewords),), read-only
-        Memory-mapped, but small ones are read: each map keeps a file open, and fields can be many.
+        As `open_packed` does.
 
     Raises
     ------
@@ -276,12 +276,34 @@ def open_planes(file: BinaryIO, n_rows: int, codewords: int) -> NDArray[np.uint8
         The file is no finished file of that many codes. Names it.
     """
     size = packed_size(n_rows, codewords)
+    return open_packed(file, size, f"the codes of {n_rows} rows for {codewords} codewords")
+
+
+def open_packed(file: BinaryIO, size: int, what: str) -> NDArray[np.uint8]:
+    """Return the bytes of a `.npy` file opened for reading; it may be closed afterwards.
+
+    Parameters
+    ----------
+    size : int
+        Bytes that it must hold behind its header.
+    what : str
+        What they are, for messages.
+
+    Returns
+    -------
+    packed : uint8 (size,), read-only
+        Memory-mapped, but small ones are read: each map keeps a file open, and fields can be many.
+
+    Raises
+    ------
+    ArtifactError
+        It is no finished file of that size. Names it.
+    """
     found = os.fstat(file.fileno()).st_size
     if found != HEADER_BYTES + size or file.read(HEADER_BYTES) != npy_header(size):
         raise ArtifactError(
-            f'"{file.name}" ({found} bytes) does not hold the codes of {n_rows} rows for '
-            f"{codewords} codewords, which take {HEADER_BYTES} + {size} bytes; "
-            "it is unfinished, truncated or altered"
+            f'"{file.name}" ({found} bytes) does not hold {what}, which take {HEADER_BYTES} + '
+            f"{size} bytes; it is unfinished, truncated or altered"
         )
     if size <= _READ_BYTES:
         return np.frombuffer(file.read(size), np.uint8)

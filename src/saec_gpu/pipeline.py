@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import numpy as np
 
@@ -25,11 +25,15 @@ from saec_gpu.clustering.statistics import StatisticsBuilder, check_rows, fixed_
 from saec_gpu.codewords import StoredCodewords, codebook_bytes, store
 from saec_gpu.data import Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
 from saec_gpu.errors import ParamError
+from saec_gpu.levels import Levels, encode_in_levels, shorter_levels
 from saec_gpu.packing import PlaneWriter, packed_size
 from saec_gpu.sources import TableSource, WeightSource
 from saec_gpu.stream import FieldWork, Piece, ResidencySet, RowStream, row_dtype
 
 logger = logging.getLogger(__name__)
+
+CodesParam = Literal["auto", "planes"]
+CODES_PARAMS: tuple[CodesParam, ...] = get_args(CodesParam)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +47,7 @@ class Params:
     max_iter: int
     tol: float
     codewords_dtype: str
+    codes: CodesParam = "auto"
     fast: bool | None = None
     budget: int | None = None
     sensitivity: Mapping[str, float] | None = None
@@ -54,6 +59,7 @@ class Params:
             "max_iter": self.max_iter,
             "tol": self.tol,
             "codewords_dtype": self.codewords_dtype,
+            "codes": self.codes,
             "fast": self.fast,
         }
         if self.budget is not None:
@@ -91,6 +97,7 @@ class Pipeline:
     progress: ProgressFunction
     by_piece: bool
     codebooks: dict[str, StoredCodewords] = field(default_factory=dict)
+    levels: dict[str, Levels | None] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     rechecked: dict[str, list[int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -105,13 +112,14 @@ class Pipeline:
             elif (
                 self.checkpoint is not None and (found := self.checkpoint.done(number)) is not None
             ):
-                self.codebooks[name], self.records[name] = found
+                self.codebooks[name], self.levels[name], self.records[name] = found
 
     def replan(self, plans: Mapping[str, FieldPlan]) -> None:
         """Forget what came of the fields whose plans are other ones now."""
         for name in [name for name in self.records if plans[name] != self.plans[name]]:
             del self.records[name]
             self.codebooks.pop(name, None)
+            self.levels.pop(name, None)
             self.rechecked.pop(name, None)
             self.codes_path(name).unlink(missing_ok=True)
             if self.checkpoint is not None:
@@ -364,9 +372,19 @@ class Pipeline:
         record["unused_codewords"] = [int(code) for code in np.flatnonzero(uses == 0)]
         record["most_rows_of_a_codeword"] = int(uses.max())
         self.codebooks[name] = codebook
+        self.levels[name] = levels = self._in_levels(name, uses)
         self.records[name] = record
         if self.checkpoint is not None:
-            self.checkpoint.save_done(self.numbers[name], codebook, record)
+            self.checkpoint.save_done(self.numbers[name], codebook, levels, record)
+
+    def _in_levels(self, name: str, uses: Int64) -> Levels | None:
+        """Bring the field's codes from planes into levels where these take fewer bytes."""
+        if self.params.codes == "planes":
+            return None
+        levels = shorter_levels(uses)
+        if levels is not None:
+            encode_in_levels(self.codes_path(name), len(uses), levels)
+        return levels
 
     def _record(
         self, name: str, statistics: Statistics, fitted: FieldFit | None, *, weighted: bool
@@ -396,9 +414,9 @@ class Pipeline:
         table, stored = self.source.fields[name], self.codebooks.get(name)
         if stored is None:
             return table.nbytes
-        codewords = len(stored.values)
-        codebook = codebook_bytes(codewords, table.dim, stored.dtype)
-        return codebook + packed_size(table.n_rows, codewords)
+        codewords, levels = len(stored.values), self.levels.get(name)
+        codes = packed_size(table.n_rows, codewords) if levels is None else levels.size
+        return codebook_bytes(codewords, table.dim, stored.dtype) + codes
 
     def encoded(self, name: str) -> EncodedField:
         """Return the field as the artifact takes it."""
@@ -408,14 +426,16 @@ class Pipeline:
             values, scales = self.source.read_stored(name, 0, table.n_rows), None
         else:
             values, scales = stored.values, stored.scales
+        levels = self.levels.get(name)
         return EncodedField(
             name=table.name,
             n_rows=table.n_rows,
             dim=table.dim,
             dtype=table.dtype,
-            encoding="identity" if stored is None else "planes",
+            encoding="identity" if stored is None else "planes" if levels is None else "levels",
             codebook=values,
             codes=None if stored is None or not table.n_rows else self.codes_path(name),
             record=self.records[name],
             scales=scales,
+            levels=levels,
         )

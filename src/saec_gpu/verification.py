@@ -31,18 +31,22 @@ class FieldVerification:
     wrong_codes : int
         Rows whose stored code is not that of their nearest codeword. Of a field kept whole: rows
         that differ in any bit.
-    sse, stored_sse : float
-        Σ squared distance, computed now and in the manifest.
+    sse, stored_sse : float or None
+        Σ squared distance, computed now and in the manifest. None: retrained.
     weighted_sse, stored_weighted_sse : float or None
         Σ weight × squared distance. None: not checked; stored as a field without weights.
+    retrained : bool
+        Codewords were trained on after codes were chosen (`saec_gpu.nn.to_artifact`), so that codes
+        are no longer those of the nearest and no error is stored: nothing was checked.
     """
 
     name: str
     wrong_codes: int
-    sse: float
-    stored_sse: float
+    sse: float | None
+    stored_sse: float | None
     weighted_sse: float | None
     stored_weighted_sse: float | None
+    retrained: bool = False
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -78,6 +82,15 @@ class Verification:
         return tuple(problem for field in self.fields for problem in field.problems)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what was not checked, in words."""
+        return tuple(
+            f'field "{field.name}" was retrained: its codes and errors are not checked'
+            for field in self.fields
+            if field.retrained
+        )
+
+    @property
     def ok(self) -> bool:
         """Return whether everything agrees."""
         return not self.problems
@@ -97,7 +110,8 @@ def verify(
     """Return what comes of checking an artifact against the tables it was made from.
 
     The SHA-256 of its files, then each row's code against the nearest stored codeword, then the
-    errors, as the manifest has them: equal to the last bit or a problem.
+    errors, as the manifest has them: equal to the last bit or a problem. Of a field that was
+    retrained, the file alone.
 
     Parameters
     ----------
@@ -135,15 +149,15 @@ def verify(
         raise ParamError(f"chunk_rows={chunk_rows!r} was given; give a whole number from 1")
     engine = open_backend(backend, threads=threads) if isinstance(backend, str) else backend
     budget = engine.memory_budget() if memory is None else parse_bytes(memory)
-    source = _tables_of(artifact, open_tables(tables))
+    source = tables_of(artifact, open_tables(tables))
     weight_source = None if weights is None else open_weights(weights, source)
     artifact.check_files()
     works = []
     for name in artifact.names:
         field = artifact[name]
         weighted = weight_source is not None and name in weight_source.fields
-        codewords = field.n_codewords if field.encoding == "planes" else 1
-        if field.n_rows:
+        codewords = field.n_codewords if field.encoding != "identity" else 1
+        if field.n_rows and field.record["sse"] is not None:
             dtype = row_dtype(field.dtype, engine)
             works.append(FieldWork(name, field.n_rows, field.dim, weighted, codewords, dtype))
     total = sum(work.n_rows for work in works)
@@ -172,15 +186,25 @@ def verify(
                 errors.weighted_sse if checked else None, stored,
             )  # fmt: skip
     return Verification(
-        tuple(
-            found.get(name) or FieldVerification(name, 0, 0.0, 0.0, None, None)  # without rows
-            for name in artifact.names
-        )
+        tuple(found.get(name) or _unread(artifact[name]) for name in artifact.names)
     )
 
 
-def _tables_of(artifact: Artifact, source: TableSource) -> TableSource:
-    """Return the artifact's fields of a source, after checking their shapes."""
+def _unread(field: CompressedField) -> FieldVerification:
+    """Return what is known of a field whose rows were not read: it has none, or was retrained."""
+    retrained = field.record.get("sse", 0.0) is None
+    error = None if retrained else 0.0
+    return FieldVerification(field.name, 0, error, error, None, None, retrained=retrained)
+
+
+def tables_of(artifact: Artifact, source: TableSource) -> TableSource:
+    """Return the artifact's fields of a source.
+
+    Raises
+    ------
+    SourceError
+        The source lacks one, or it has other rows, dims or dtype there.
+    """
     for name in artifact.names:
         one = artifact[name]
         table = source.fields.get(name)

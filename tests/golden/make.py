@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import saec_gpu as saec
 from saec_gpu.codewords import CodewordsDtype
+from saec_gpu.pipeline import CodesParam
 
 PARAMETERS: Mapping[str, Any] = {"seed": 3, "max_iter": 12, "tol": 1e-4}
 
@@ -42,11 +43,11 @@ FIELDS: Mapping[str, tuple[int, int, str, int]] = {
     "user": (400, 4, "float32", 11),  # 4 bits; all weights zero
 }
 
-# Name: dtype of the codewords, fields.
-ARTIFACTS: Mapping[str, tuple[CodewordsDtype, tuple[str, ...]]] = {
-    "v1": ("float32", tuple(FIELDS)),
-    "v1-float16": ("float16", ("ad", "hour", "kept/bfloat16", "shop größe", "tag")),
-    "v1-int8": ("int8", ("brand", "hour", "kept/float16", "six", "tag", "user")),
+# Name: dtype of the codewords, codes, fields.
+ARTIFACTS: Mapping[str, tuple[CodewordsDtype, CodesParam, tuple[str, ...]]] = {
+    "v1": ("float32", "planes", tuple(FIELDS)),
+    "v1-float16": ("float16", "auto", ("ad", "hour", "kept/bfloat16", "shop größe", "tag")),
+    "v1-int8": ("int8", "auto", ("brand", "hour", "item", "kept/float16", "six", "tag", "user")),
 }
 
 
@@ -118,12 +119,13 @@ def weights() -> dict[str, NDArray[Any]]:
 
 def compress(folder: Path, name: str, out: Path, **options: Any) -> saec.Artifact:
     """Return what compressing the tables of a folder gives: the artifact of a name in ARTIFACTS."""
-    dtype, fields = ARTIFACTS[name]
+    dtype, codes, fields = ARTIFACTS[name]
     return saec.compress(
         folder / "tables.safetensors",
         weights=folder / "weights.npz",
         codewords={field: FIELDS[field][3] for field in fields},
         codewords_dtype=dtype,
+        codes=codes,
         fields=[*map(glob.escape, fields)],
         out=out,
         **PARAMETERS,

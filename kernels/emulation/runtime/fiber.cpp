@@ -4,6 +4,8 @@
 
 #include <stdexcept>
 
+#include "types.h"
+
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -107,6 +109,8 @@ void Fiber::switch_in() { swapcontext(&home.context, &context_); }
 void Fiber::switch_out() { swapcontext(&context_, &home.context); }
 
 #endif
+
+bool Fiber::holds(const void* at) const { return within(at, stack_, stack_bytes); }
 
 void Fiber::enter() {
 #ifdef __SANITIZE_ADDRESS__

@@ -20,6 +20,8 @@ class Fiber {
   void enter();
   // Goes back to where this fiber was entered. To be called on this fiber.
   void leave();
+  // Whether an address is on its stack.
+  bool holds(const void* at) const;
 
   // The first thing that `body` does.
   static void arrived();

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "access_counts.h"
 #include "matrix_product.h"
 #include "scheduler.h"
 
@@ -142,14 +143,19 @@ void* static_shared(const void* key, size_t bytes, const char* name, Site site) 
 }
 
 void begin_copy(void* shared, const void* global, Site site) {
+  constexpr size_t copy_bytes = 16;
   const auto target = reinterpret_cast<std::uintptr_t>(shared);
   const auto source = reinterpret_cast<std::uintptr_t>(global);
-  if ((target | source) % 16 != 0) {
+  if ((target | source) % copy_bytes != 0) {
     fail_at("both ends of the copy must be aligned to 16 bytes", "copy_async16", site);
   }
   const Unobserved unobserved;
   Thread& thread = scheduler().thread();
   thread.copies.push_back({shared, global, thread.closed_groups});
+  // Of a copy the store that poisons the target is counted, and this load.
+  AccessCounts* const accesses = current_accesses();
+  if (accesses == nullptr) return;
+  accesses->access(thread, global, copy_bytes, AccessKind::read, __builtin_return_address(0));
 }
 
 void close_copy_group() { scheduler().thread().closed_groups++; }
@@ -157,10 +163,12 @@ void close_copy_group() { scheduler().thread().closed_groups++; }
 bool next_copy(uint32 open, PendingCopy* copy) {
   const Unobserved unobserved;
   Thread& thread = scheduler().thread();
+  thread.carries_out_copies = false;
   if (thread.copies.empty()) return false;
   if (thread.copies.front().group + open >= thread.closed_groups) return false;
   *copy = thread.copies.front();
   thread.copies.pop_front();
+  thread.carries_out_copies = true;
   return true;
 }
 

@@ -56,7 +56,8 @@ struct PendingCopy {
 
 void begin_copy(void* shared, const void* global, Site site);
 void close_copy_group();
-// Takes the next copy that is complete when all groups but the latest `open` are.
+// Takes the next copy that is complete when all groups but the latest `open` are, to be carried out
+// by the caller, who asks until there is none.
 bool next_copy(uint32 open, PendingCopy* copy);
 
 // A fence of this thread came before: its atomics now order what it wrote and reads.

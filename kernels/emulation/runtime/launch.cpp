@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "access_counts.h"
 #include "kernel_calls.h"
 #include "scheduler.h"
 
@@ -56,8 +57,8 @@ SAEC_PUBLIC const char* saec_kernel_name(size_t index) {
 // Runs a kernel; returns 0, or 1 with a message that ends in a zero byte.
 SAEC_PUBLIC int saec_launch(const char* name, const void* parameters, size_t parameters_bytes,
                             const uint32* grid, const uint32* block, size_t shared_bytes,
-                            size_t most_shared_bytes, uint32 seed, char* message,
-                            size_t message_bytes) {
+                            size_t most_shared_bytes, uint32 seed, bool count_accesses,
+                            char* message, size_t message_bytes) {
   try {
     const emulation::Kernel& kernel = emulation::kernel_named(name);
     if (kernel.parameters_bytes != parameters_bytes) {
@@ -70,11 +71,16 @@ SAEC_PUBLIC int saec_launch(const char* name, const void* parameters, size_t par
     // The caller's bytes may lie anywhere; the struct wants its alignment.
     std::vector<std::max_align_t> aligned(parameters_bytes / sizeof(std::max_align_t) + 1);
     memcpy(aligned.data(), parameters, parameters_bytes);
-    emulation::scheduler().run(
-        {&kernel, aligned.data(), grid_size, block_size, shared_bytes, most_shared_bytes, seed});
+    emulation::scheduler().run({&kernel, aligned.data(), grid_size, block_size, shared_bytes,
+                                most_shared_bytes, seed, count_accesses});
     return 0;
   } catch (const std::exception& error) {
     snprintf(message, message_bytes, "%s", error.what());
     return 1;
   }
+}
+
+// Fills in what the last launch counted, if it was to; false past the last.
+SAEC_PUBLIC bool saec_access_count(size_t index, emulation::AccessCount* count) {
+  return emulation::AccessCounts::read(index, count);
 }

@@ -28,6 +28,7 @@ struct Launch {
   //   even  all threads go on by turns
   //   odd   one warp runs ahead as far as it can
   uint32 seed;
+  bool count_accesses;  // what memory takes for them; in builds for race checks
 };
 
 void add_kernel(const Kernel& kernel);

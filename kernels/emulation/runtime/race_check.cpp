@@ -17,17 +17,20 @@ constexpr size_t most_reported = 4;
 // One message for each pair of places, however many bytes and threads raced there.
 std::map<std::tuple<std::string, std::string, const void*, const void*>, std::string> races;
 
-// The place in the library, which the Python side turns into a line.
 std::string place(const void* code) {
-  Dl_info library;
-  if (dladdr(code, &library) == 0) return "[?]";
-  const size_t offset = static_cast<const char*>(code) - static_cast<char*>(library.dli_fbase);
   char text[32];
-  snprintf(text, sizeof text, "[+0x%zx]", offset - 1);  // within the call, not after it
+  snprintf(text, sizeof text, "[+0x%llx]", offset_in_library(code));
   return text;
 }
 
 }  // namespace
+
+uint64 offset_in_library(const void* code) {
+  Dl_info library;
+  if (dladdr(code, &library) == 0) return 0;
+  const auto after = static_cast<const char*>(code) - static_cast<char*>(library.dli_fbase);
+  return static_cast<uint64>(after) - 1;  // within the call, not after it
+}
 
 RaceCheck::RaceCheck(uint32 warps) : warps_(warps) {
   for (Warp& warp : warps_) {

@@ -88,5 +88,7 @@ class RaceCheck {
 
 // The check of the block that runs; none while the scheduler does.
 RaceCheck* current_races();
+// What the Python side turns into a line of a kernel.
+uint64 offset_in_library(const void* code);
 
 }  // namespace emulation

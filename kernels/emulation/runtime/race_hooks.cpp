@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "access_counts.h"
 #include "race_check.h"
 
 namespace {
@@ -12,7 +13,10 @@ void note(const volatile void* at, size_t bytes, emulation::AccessKind kind, con
   emulation::RaceCheck* const races = emulation::current_races();
   // Constructors of the library run before any thread of a kernel.
   if (races == nullptr) return;
-  races->access(*emulation::current, const_cast<const void*>(at), bytes, kind, code);
+  const void* const address = const_cast<const void*>(at);
+  races->access(*emulation::current, address, bytes, kind, code);
+  emulation::AccessCounts* const accesses = emulation::current_accesses();
+  if (accesses != nullptr) accesses->access(*emulation::current, address, bytes, kind, code);
 }
 
 }  // namespace

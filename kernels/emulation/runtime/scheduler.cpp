@@ -47,9 +47,25 @@ Scheduler& scheduler() {
 
 RaceCheck* current_races() { return current == nullptr ? nullptr : &scheduler().block().races; }
 
+AccessCounts* current_accesses() {
+  if (current == nullptr || !scheduler().launch().count_accesses) return nullptr;
+  // They were counted when they were begun.
+  return scheduler().thread().carries_out_copies ? nullptr : &scheduler().block().accesses;
+}
+
+Space space_of(const void* at) {
+  const Thread& thread = scheduler().thread();
+  const Block& block = scheduler().block();
+  if (block.shared.holds(at)) return Space::shared;
+  const bool own = thread.fiber.holds(at) || within(at, &thread, sizeof thread) ||
+                   within(at, &block, sizeof block) || within(at, &current, sizeof current);
+  return own ? Space::own : Space::global;
+}
+
 Block::Block(const Launch& launch, uint3 place)
     : BlockView{launch.grid, launch.block, place},
       races((volume(launch.block) + warp_size - 1) / warp_size),
+      accesses((volume(launch.block) + warp_size - 1) / warp_size),
       shared(launch.shared_bytes, races),
       meetings((volume(launch.block) + warp_size - 1) / warp_size) {
   // Threads of the kernel meet, and must not allocate where ThreadSanitizer looks on.
@@ -84,6 +100,7 @@ uint32 Scheduler::barrier(bool vote, const char* name, Site site) {
     block.votes = 0;
     block.at_barrier = 0;
     block.races.barrier();
+    block.accesses.meet();
     block.barrier_order = OrderPoint::fresh();
     for (Thread* other : block.threads) other->state = State::ready;
     wait(State::ready);
@@ -108,6 +125,7 @@ void Scheduler::collective(uint32 mask, void* request, Complete complete, const 
   order.reach();
   if (meeting.arrived == expected_lanes(mask)) {
     complete(meeting.requests, meeting.arrived);
+    if (mask == all_lanes) block.accesses.meet(self.warp);
     for (uint32 lane = 0; lane < warp_size; lane++) {
       const bool arrived = (meeting.arrived >> lane & 1) != 0;
       if (arrived) block.lane_of(self.warp, lane)->state = State::ready;
@@ -204,6 +222,7 @@ void Scheduler::run(const Launch& launch) {
   error_.clear();
   random_.seed(launch.seed);
   RaceCheck::begin_launch();
+  AccessCounts::begin_launch();
   begun_ = OrderPoint::fresh();
   ended_ = OrderPoint::fresh();
   begun_.reach();
@@ -256,6 +275,7 @@ void Scheduler::start_block(uint3 place) {
     thread.fenced = false;
     thread.closed_groups = 0;
     thread.copies.clear();
+    thread.carries_out_copies = false;
     block.threads.push_back(&thread);
   }
 }

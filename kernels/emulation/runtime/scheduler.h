@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "access_counts.h"
 #include "fiber.h"
 #include "kernel_calls.h"
 #include "launch.h"
@@ -34,6 +35,7 @@ struct Thread : ThreadView {
   bool fenced = false;
   uint32 closed_groups = 0;
   std::deque<PendingCopy> copies;
+  bool carries_out_copies = false;
 };
 
 // A collective that lanes of a warp have come to. Each lane leaves its request.
@@ -53,6 +55,7 @@ struct Block : BlockView {
   Thread* lane_of(uint32 warp, uint32 lane) const;
 
   RaceCheck races;
+  AccessCounts accesses;
   SharedMemory shared;
   std::vector<Thread*> threads;
   // By warp. Parts of a warp can meet apart from each other.

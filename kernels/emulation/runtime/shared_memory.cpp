@@ -12,7 +12,8 @@ namespace emulation {
 // No more than CUDA promises, so that a vector that needs more is found.
 constexpr size_t alignment = 16;
 
-SharedMemory::SharedMemory(size_t dynamic_bytes, RaceCheck& races) : races_(races) {
+SharedMemory::SharedMemory(size_t dynamic_bytes, RaceCheck& races)
+    : races_(races), dynamic_bytes_(dynamic_bytes) {
   if (dynamic_bytes > 0) dynamic_ = allocate(dynamic_bytes, "dynamic shared memory");
 }
 
@@ -36,6 +37,14 @@ size_t SharedMemory::static_bytes() const {
   size_t bytes = 0;
   for (const Array& array : arrays_) bytes += array.bytes;
   return bytes;
+}
+
+bool SharedMemory::holds(const void* at) const {
+  if (within(at, dynamic_, dynamic_bytes_)) return true;
+  for (const Array& array : arrays_) {
+    if (within(at, array.memory, array.bytes)) return true;
+  }
+  return false;
 }
 
 void* SharedMemory::allocate(size_t bytes, const char* name) {

@@ -23,6 +23,8 @@ class SharedMemory {
   void* dynamic() const { return dynamic_; }
   void* array(const void* key, size_t bytes, const char* name);
   size_t static_bytes() const;
+  // Whether an address is in one of the arrays.
+  bool holds(const void* at) const;
 
  private:
   struct Array {
@@ -34,6 +36,7 @@ class SharedMemory {
   void* allocate(size_t bytes, const char* name);
 
   RaceCheck& races_;
+  const size_t dynamic_bytes_;
   void* dynamic_ = nullptr;
   std::vector<Array> arrays_;
 };

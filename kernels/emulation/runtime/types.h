@@ -1,6 +1,8 @@
 // What all sources of the emulator share: the integer names of port.cuh, and places in kernels.
 #pragma once
 
+#include <cstddef>
+
 using int32 = int;
 using int64 = long long;
 using uint16 = unsigned short;
@@ -18,6 +20,12 @@ namespace emulation {
 
 constexpr uint32 warp_size = 32;
 constexpr uint32 all_lanes = 0xFFFFFFFFu;
+
+// Whether an address is in a piece of memory.
+inline bool within(const void* at, const void* memory, size_t bytes) {
+  const char* const start = static_cast<const char*>(memory);
+  return static_cast<const char*>(at) >= start && static_cast<const char*>(at) < start + bytes;
+}
 
 // Where in a kernel something is asked for. Functions that kernels call take it as their last
 // argument, `Site site = here()`: the builtins then name the line of the call.

@@ -26,6 +26,7 @@ from saec_gpu.sources import TableField
 FIRST_AIM = 0.99  # of the budget: estimates of code bytes err by a hundredth or so
 NEXT_AIM = 0.996  # once they were corrected
 LESS_AFTER_EXCESS = 0.004  # of the budget; twice as much each time, so that it ends
+NEAR_THE_END = 2  # points of a curve: one beyond the choice says that it is none to go past
 LEAST_USED = 0.98  # of the budget, where more could be used at all
 MOST_ROUNDS = 6  # then the best choice within the budget is returned to
 
@@ -186,6 +187,20 @@ def choose(curves: Mapping[str, FieldCurve], budget: int) -> dict[str, Point]:
         chosen[name] = curves[name].best(left)
         left -= chosen[name].nbytes
     return chosen
+
+
+def unsettled(curves: Mapping[str, FieldCurve], budget: int) -> set[str]:
+    """Return the fields whose points would be at the end of what was measured, or nearly.
+
+    What other fields may want beyond that leaves fewer bytes for a field: one that is not at its
+    end now would not be there later.
+    """
+    found = set()
+    for name, point in choose(curves, budget).items():
+        last = sorted({one.codewords for one in curves[name].points})[-NEAR_THE_END:]
+        if point.dtype == "whole" or point.codewords >= last[0]:
+            found.add(name)
+    return found
 
 
 class Allocation:

@@ -6,7 +6,7 @@ field of no more rows than the coreset is measured whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,12 +15,13 @@ import numpy as np
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.error import ExactSum
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
-from saec_gpu.clustering.seeding import seed_codewords
+from saec_gpu.clustering.seeding import Seeds
 from saec_gpu.clustering.selection import Selection, chunk_of_selections
 from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
 from saec_gpu.codewords import CodewordsDtype, codebook_bytes, store
 from saec_gpu.data import Codebook, Float32, Int64
 from saec_gpu.errors import ParamError
+from saec_gpu.levels import shorter_levels
 from saec_gpu.packing import packed_size
 from saec_gpu.sources import TableField
 
@@ -29,6 +30,7 @@ CORESET_ROWS = 1 << 16
 MOST_MEASURED = CORESET_ROWS // 16
 PASSES = 6  # a curve needs no more: what later passes gain is much alike for all numbers
 TOLERANCE = 1e-3
+LOOKED_AT = {1 << i for i in range(5, 20)}  # before so many: who wants them?
 GROUP_BYTES = 1 << 26  # of rows that are measured together: many small fields in one pass
 
 
@@ -76,7 +78,9 @@ def measure(
     select: Callable[[TableField], Selection],
     *,
     dtypes: Sequence[CodewordsDtype],
+    in_levels: bool,
     seed: int,
+    wanted: Callable[[Mapping[str, Sequence[Point]]], Collection[str]],
     progress: Callable[[int], None],
 ) -> dict[str, tuple[Point, ...]]:
     """Return the curve of each field.
@@ -90,7 +94,12 @@ def measure(
         Returns a field's coreset.
     dtypes : sequence of {"float32", "float16", "int8"}
         In which codewords may be stored.
+    in_levels : bool
+        Whether codes are stored in levels where these take fewer bytes than planes.
     seed : int
+    wanted : function
+        Given the curves so far, of some fields, returns the names of those that could want more
+        codewords than were measured; the curves of others end there.
     progress : function
         Called with the number of fields that were measured since the last call.
 
@@ -104,8 +113,11 @@ def measure(
         selections = {field.name: select(field) for field in group}
         points: dict[str, list[Point]] = {field.name: [] for field in group}
         measured = _Measured(backend, group, selections, seed)
+        more = set(points)
         for n_codewords in sorted({k for field in group for k in grid(field.n_rows)}):
-            asked = [field for field in group if n_codewords in grid(field.n_rows)]
+            if n_codewords in LOOKED_AT:
+                more &= set(wanted(points))
+            asked = [f for f in group if f.name in more and n_codewords in grid(f.n_rows)]
             words = measured.fitted([field.name for field in asked], n_codewords)
             for dtype in dtypes:
                 stored = {
@@ -114,7 +126,13 @@ def measure(
                 }
                 found = measured.errors({n: one for n, one in stored.items() if one is not None})
                 for name, (distortion, counts) in found.items():
-                    points[name].append(_point(measured.tables[name], dtype, distortion, counts))
+                    table, k = measured.tables[name], len(counts)
+                    points[name].append(
+                        Point(
+                            k, dtype, distortion, codebook_bytes(k, table.dim, dtype),
+                            _code_bytes(table.n_rows, counts, in_levels=in_levels),
+                        )
+                    )  # fmt: skip
         curves |= {name: tuple(found) for name, found in points.items()}
         progress(len(group))
     return curves
@@ -162,8 +180,7 @@ class _Measured:
             builder.add(0, one.rows, one.weights)
             self._statistics[field.name] = builder.statistics()
             sample = self._statistics[field.name].sample
-            # the first ones are those that a smaller number would get
-            self._seeds[field.name] = seed_codewords(sample, most, seed, field.name)
+            self._seeds[field.name] = Seeds(sample, seed, field.name)
 
     def fitted(self, names: Iterable[str], n_codewords: int) -> dict[str, Float32]:
         """Return the codewords of fields after a few passes."""
@@ -172,7 +189,7 @@ class _Measured:
             statistics = self._statistics[name]
             fits[name] = FieldFit(
                 statistics, fixed_point(statistics), sample_variance(statistics.sample),
-                self._seeds[name][:n_codewords].copy(),
+                self._seeds[name].first(n_codewords),
             )  # fmt: skip
         fit(
             self._backend, lambda _: [self._rows], fits, tol=TOLERANCE, max_iter=PASSES,
@@ -213,8 +230,7 @@ def _storable(codewords: Float32, dtype: str, field: str, *, must: bool) -> Floa
         return None
 
 
-def _point(field: TableField, dtype: CodewordsDtype, distortion: float, counts: Int64) -> Point:
-    k = len(counts)
-    return Point(
-        k, dtype, distortion, codebook_bytes(k, field.dim, dtype), packed_size(field.n_rows, k)
-    )
+def _code_bytes(n_rows: int, counts: Int64, *, in_levels: bool) -> int:
+    """Return the bytes of the codes of all rows, from the rows of each codeword, in any order."""
+    levels = shorter_levels(np.sort(counts)[::-1]) if in_levels else None
+    return packed_size(n_rows, len(counts)) if levels is None else levels.size

@@ -16,11 +16,11 @@ from saec_gpu.data import Chunk, Float32, Float64, Int64
 from saec_gpu.layout import lay_out
 from saec_gpu.sources import TableField, TableSource, WeightSource
 
-BLOCK_ROWS = 1 << 20  # weights of one read
+BLOCK_ROWS = 1 << 16  # weights of one read
 # With so many rows of a coreset a codeword, the weighted error is within 2 % of that of all rows.
 ROWS_A_CODEWORD = 64
 PAYS_FROM = 4  # times as many rows in the field as in its coreset
-RUN_VALUES = 1 << 22  # of rows read at once: 16 MiB
+RUN_VALUES = 1 << 19  # of rows read at once: 2 MiB
 GAP_VALUES = 1 << 10  # 4 KiB are read over as quickly as they are skipped
 
 

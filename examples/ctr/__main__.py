@@ -1,0 +1,111 @@
+"""What compression costs a click model: a DeepFM in PyTorch, and its tables compressed.
+
+python -m examples.ctr train --run runs/first
+python -m examples.ctr compress --run runs/first --ratio 27.7
+python -m examples.ctr retrain --run runs/first
+python -m examples.ctr evaluate --run runs/first
+python -m examples.ctr hours 24 --run runs/hours
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from saec_gpu.errors import SaecError
+
+from . import commands
+from .runs import ARTIFACT
+from .stream import CLICKS_AN_HOUR
+from .training import Training
+
+RETRAIN_RATE = 3e-4  # of codewords and dense layers; 1e-3 loses more than retraining gains
+PUBLISHED_RATIO = 27.7  # of Saec, at the AUC of full tables (arXiv 1903.00103)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m examples.ctr",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--threads", type=int, help="cores to use (default: all)")
+    named = made.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, what: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        told = (what.__doc__ or "").partition("\n")[0]
+        added = named.add_parser(
+            name, help=told, description=what.__doc__,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )  # fmt: skip
+        added.set_defaults(what=what)
+        return added
+
+    def of_run(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--run", type=Path, required=True, help="folder of the run")
+
+    def with_artifact(added: argparse.ArgumentParser) -> None:
+        of_run(added)
+        added.add_argument("--artifact", type=Path, help=f"instead of {ARTIFACT} of the run")
+
+    usual = Training()
+    added = command("train", commands.train)
+    of_run(added)
+    added.add_argument("--data", default="stream", help='"stream", an .npz, or Criteo\'s text')
+    added.add_argument("--min-count", type=int, default=2, help="of a value of a text's own row")
+    added.add_argument("--clicks", type=int, default=CLICKS_AN_HOUR, help="an hour of the stream")
+    added.add_argument("--stream-seed", type=int, default=0, help="of the stream")
+    added.add_argument("--seed", type=int, default=0, help="of model and training")
+    added.add_argument("--l2", type=float, default=usual.l2, help="of all tables")
+    added.add_argument("--learning-rate", type=float, default=usual.learning_rate)
+    added.add_argument("--epochs", type=int, default=usual.epochs, help="at most")
+    added.add_argument("--batch", type=int, default=usual.batch, help="samples a step")
+
+    added = command("compress", commands.compress)
+    with_artifact(added)
+    size = added.add_mutually_exclusive_group(required=True)
+    size.add_argument("--ratio", type=float, help="how many times smaller, counted bytes")
+    size.add_argument("--codewords", type=float, help="fraction of the rows")
+    added.add_argument("--seed", type=int, default=0, help="of the clustering")
+
+    added = command("retrain", commands.retrain)
+    with_artifact(added)
+    added.add_argument("--learning-rate", type=float, default=RETRAIN_RATE, help="at first")
+    added.add_argument("--epochs", type=int, default=10, help="at most")
+
+    added = command("evaluate", commands.evaluate)
+    with_artifact(added)
+    added.add_argument("--hashing", action="store_true", help="also train tables of hashed values")
+    added.add_argument("--json", type=Path, help="where to, instead of evaluate.json of the run")
+
+    added = command("compare", commands.compare)
+    added.add_argument("results", type=Path, nargs="+", help="evaluate.json of several seeds")
+    added.add_argument("--json", type=Path, help="where to")
+
+    added = command("hours", commands.serve_hours)
+    added.add_argument("hours", type=int, help="how many")
+    of_run(added)
+    added.add_argument("--ratio", type=float, default=PUBLISHED_RATIO, help="counted bytes")
+    added.add_argument("--clicks", type=int, default=CLICKS_AN_HOUR, help="an hour")
+    added.add_argument("--seed", type=int, default=0, help="of stream, model and training")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command."""
+    options = parser().parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        options.what(options)
+    except (SaecError, ValueError, OSError) as err:
+        sys.exit(f"error: {err}")
+
+
+if __name__ == "__main__":
+    main()
