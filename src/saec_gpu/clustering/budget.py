@@ -43,13 +43,16 @@ class FieldCurve:
     sensitivity : float
         Scales the distortion.
     code_share : float
-        Bytes of its codes as they were found to be, relative to those estimated; 1 before.
+        Bytes of its codes as they were last found to be, relative to those estimated; 1 before.
+    known : tuple of Point
+        What was chosen before, with the bytes that were found.
     """
 
     table: TableField
     points: tuple[Point, ...]
     sensitivity: float = 1.0
     code_share: float = 1.0
+    known: tuple[Point, ...] = ()
 
     def options(self) -> list[Point]:
         """Return the points, code bytes corrected, those beyond and that of all rows kept."""
@@ -58,13 +61,15 @@ class FieldCurve:
 
     def _by_dtype(self) -> list[list[Point]]:
         """Return the points of each dtype by number of codewords, code bytes corrected."""
-        return [
-            [
-                replace(one, code_bytes=round(one.code_bytes * self.code_share))
+        found = []
+        for dtype in CODEWORDS_DTYPES:
+            points = {
+                one.codewords: replace(one, code_bytes=round(one.code_bytes * self.code_share))
                 for one in self._extended(dtype)
-            ]
-            for dtype in CODEWORDS_DTYPES
-        ]
+            }
+            points |= {one.codewords: one for one in self.known if one.dtype == dtype}
+            found.append([points[codewords] for codewords in sorted(points)])
+        return found
 
     def _extended(self, dtype: CodewordsDtype) -> list[Point]:
         """Return the points of a dtype, and those of more codewords than were measured.
@@ -221,6 +226,7 @@ class Allocation:
         self.curves = dict(curves)
         self._budget = budget
         self._aim = FIRST_AIM
+        self._enough, self._too_much = 0.0, math.inf  # aims that were seen to be
         self._less = LESS_AFTER_EXCESS
         self._rounds = 0
         self._kept: tuple[int, dict[str, Point]] | None = None
@@ -246,10 +252,10 @@ class Allocation:
         if fits and (self._kept is None or used > self._kept[0]):
             self._kept = used, self.chosen
         if fits:
-            self._aim = NEXT_AIM
+            self._enough = max(self._enough, self._aim)
         else:
-            self._aim = min(NEXT_AIM, self._aim - self._less)
-            self._less *= 2
+            self._too_much = min(self._too_much, self._aim)
+        self._aim = self._next_aim()
         self._rounds += 1
         before, self.chosen = self.chosen, self._choose()
         nothing_new = fits and _sizes(before) == _sizes(self.chosen)
@@ -258,13 +264,29 @@ class Allocation:
             self.chosen = self._kept[1]
         return fits and _sizes(before) == _sizes(self.chosen)
 
+    def _next_aim(self) -> float:
+        """Return a share of the budget between what was enough and what was too much, if both were.
+
+        Estimates were corrected since, so the two may have changed places.
+        """
+        if self._too_much == math.inf:
+            return NEXT_AIM
+        if 0.0 < self._enough < self._too_much:
+            return (self._enough + self._too_much) / 2
+        self._less *= 2
+        return self._too_much - self._less / 2
+
     def _correct(self, found: Mapping[str, int]) -> None:
         """Correct the estimates by the bytes that codes were found to take."""
         for name, point in self.chosen.items():
             codes = found[name] - point.codebook_bytes
             if point.dtype != "whole" and point.code_bytes > 0 and codes > 0:
-                share = self.curves[name].code_share * codes / point.code_bytes
-                self.curves[name] = replace(self.curves[name], code_share=share)
+                curve = self.curves[name]
+                self.curves[name] = replace(
+                    curve,
+                    code_share=curve.code_share * codes / point.code_bytes,
+                    known=(*curve.known, replace(point, code_bytes=codes)),
+                )
 
 
 def _sizes(chosen: Mapping[str, Point]) -> dict[str, tuple[int, str]]:
