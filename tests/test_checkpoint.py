@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 import saec_gpu as saec
-from saec_gpu.errors import CheckpointError
+from saec_gpu.checkpoint import ALLOCATION, Checkpoint
+from saec_gpu.errors import CheckpointError, ParamError
+from saec_gpu.pipeline import Pipeline
 
-KILLS = 20
+KILLS = {"codewords": 20, "budget": 8}  # of a run by what it is asked
 # A child that compresses, slowed down at every progress report so that a kill can fall anywhere.
 CHILD = """
-import sys, time
+import json, sys, time
 import saec_gpu as saec
 
 def slow(progress):
@@ -28,21 +30,25 @@ def slow(progress):
 
 folder = sys.argv[1]
 saec.compress(
-    f"{folder}/tables", weights=f"{folder}/weights", codewords=20, out=f"{folder}/out.saec",
-    checkpoint=f"{folder}/checkpoint", chunk_rows=int(sys.argv[2]), threads=int(sys.argv[3]),
-    progress=slow,
+    f"{folder}/tables", weights=f"{folder}/weights", **json.loads(sys.argv[4]),
+    out=f"{folder}/out.saec", checkpoint=f"{folder}/checkpoint", chunk_rows=int(sys.argv[2]),
+    threads=int(sys.argv[3]), progress=slow,
 )
 """
 
 
-def make_tables(folder: Path) -> None:
+def make_tables(folder: Path, *, smaller: int = 1) -> None:
     generator = np.random.default_rng(7)
     (folder / "tables").mkdir()
     (folder / "weights").mkdir()
     for name, n_rows, dim in (("brand", 97, 3), ("item", 3001, 17), ("user", 2050, 8)):
-        rows = generator.standard_normal((n_rows, dim)).astype(np.float32)
+        rows = generator.standard_normal((n_rows // smaller, dim)).astype(np.float32)
+        counts = generator.zipf(1.3, len(rows)).clip(0, 10**6)
         np.save(folder / "tables" / f"{name}.npy", rows)
-        np.save(folder / "weights" / f"{name}.npy", generator.zipf(1.3, n_rows).clip(0, 10**6))
+        np.save(folder / "weights" / f"{name}.npy", counts)
+
+
+NO_CODEWORDS: dict[str, Any] = {"codewords": None}
 
 
 def artifact_bytes(artifact: Path) -> dict[str, bytes]:
@@ -69,26 +75,31 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_killed_at_twenty_random_moments_ends_in_the_same_bytes(
-    folder: Path, rng: np.random.Generator
+@pytest.mark.parametrize(
+    "asked", [{"codewords": 20}, {"budget": "30kB"}], ids=lambda one: next(iter(one))
+)
+def test_killed_at_random_moments_ends_in_the_same_bytes(
+    folder: Path, rng: np.random.Generator, asked: dict[str, Any]
 ) -> None:
     # RELIABILITY 50
-    undisturbed = compress(folder, out=folder / "undisturbed.saec", checkpoint=None)
+    undisturbed = compress(
+        folder, **NO_CODEWORDS | asked, out=folder / "undisturbed.saec", checkpoint=None
+    )
     expected = artifact_bytes(undisturbed.path)
     child = [sys.executable, "-c", CHILD, str(folder)]
     whole = time.monotonic()
-    subprocess.run([*child, "700", "1"], check=True)
+    subprocess.run([*child, "700", "1", json.dumps(asked)], check=True)
     whole = time.monotonic() - whole
     assert artifact_bytes(folder / "out.saec") == expected
-    for _ in range(KILLS):
+    for _ in range(KILLS[next(iter(asked))]):
         for path in (folder / "out.saec", folder / "checkpoint"):
             subprocess.run(["rm", "-rf", str(path)], check=True)
-        process = subprocess.Popen([*child, "700", "1"])
+        process = subprocess.Popen([*child, "700", "1", json.dumps(asked)])
         time.sleep(float(rng.uniform(0.2, 1.0)) * whole)
         process.send_signal(signal.SIGKILL)
         process.wait()
         # another chunk size and thread count: both may change on resume
-        subprocess.run([*child, "501", "2"], check=True)
+        subprocess.run([*child, "501", "2", json.dumps(asked)], check=True)
         assert artifact_bytes(folder / "out.saec") == expected
         assert sorted(path.name for path in folder.iterdir()) == [
             "checkpoint", "out.saec", "tables", "undisturbed.saec", "weights",
@@ -207,3 +218,149 @@ def test_checkpoint_says_what_it_holds(folder: Path) -> None:
     run = json.loads((folder / "checkpoint" / "run.json").read_text())
     assert run["codewords"] == {"brand": 20, "item": 20, "user": 20}
     assert str(folder) not in json.dumps(run["parameters"])
+
+
+# Under a budget: curves, then rounds of clustering.
+
+BUDGET: dict[str, Any] = {"codewords": None, "budget": "4kB", "max_iter": 3}
+
+
+@pytest.fixture
+def small_folder(tmp_path: Path) -> Path:
+    make_tables(tmp_path, smaller=8)
+    return tmp_path
+
+
+@pytest.fixture
+def off_the_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fields take up to an eighth more than estimated, so that rounds are needed."""
+    plain = Pipeline.counted_bytes
+
+    def more(self: Pipeline, name: str) -> int:
+        counted = plain(self, name)
+        codewords = len(self.codebooks[name].values) if name in self.codebooks else 0
+        return counted + counted * (codewords % 5) // 32
+
+    monkeypatch.setattr(Pipeline, "counted_bytes", more)
+
+
+def rounds_in(checkpoint: Path) -> int:
+    return len(json.loads((checkpoint / ALLOCATION).read_text())["rounds"])
+
+
+def test_budget_interrupted_between_any_two_reports_continues_to_the_same_bytes(
+    small_folder: Path, off_the_estimates: None
+) -> None:
+    reports: list[saec.Progress] = []
+    counted = {"out": small_folder / "counted.saec", "checkpoint": small_folder / "counted"}
+    compress(small_folder, **BUDGET, **counted, progress=reports.append, chunk_rows=200)
+    assert rounds_in(small_folder / "counted") > 1
+    expected = artifact_bytes(small_folder / "counted.saec")
+    undisturbed = compress(
+        small_folder, **BUDGET, out=small_folder / "undisturbed.saec", checkpoint=None
+    )
+    assert artifact_bytes(undisturbed.path) == expected
+    stages = [one.stage for one in reports]
+    assert stages.count("curves") > 1
+    for stop_at in range(1, len(reports) + 1, 5):
+        seen = 0
+
+        def interrupt(progress: saec.Progress, stop_at: int = stop_at) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == stop_at:
+                raise KeyboardInterrupt
+
+        place, out = small_folder / f"stopped-{stop_at}", small_folder / f"stopped-{stop_at}.saec"
+        with pytest.raises(KeyboardInterrupt):
+            compress(
+                small_folder,
+                **BUDGET,
+                out=out,
+                checkpoint=place,
+                progress=interrupt,
+                chunk_rows=200,
+            )
+        again = compress(small_folder, **BUDGET, out=out, checkpoint=place, threads=1)
+        assert artifact_bytes(again.path) == expected
+
+
+@pytest.mark.parametrize("method", ["save_allocation", "forget", "save_done", "save_fits"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_budget_killed_around_any_change_of_its_checkpoint(
+    small_folder: Path,
+    off_the_estimates: None,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    when: str,
+) -> None:
+    expected = artifact_bytes(
+        compress(
+            small_folder, **BUDGET, out=small_folder / "undisturbed.saec", checkpoint=None
+        ).path
+    )
+    plain = getattr(Checkpoint, method)
+    calls = 0
+
+    def stopping(self: Checkpoint, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if when == "after":
+            plain(self, *arguments)
+        if calls == stop_at:
+            raise KeyboardInterrupt
+        if when == "before":
+            plain(self, *arguments)
+
+    interrupted = 0
+    for stop_at in (1, 2, 3, 5, 8, 13, 21, 34):
+        place, out, calls = small_folder / f"{stop_at}", small_folder / f"{stop_at}.saec", 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoint, method, stopping)
+            try:
+                compress(small_folder, **BUDGET, out=out, checkpoint=place)
+            except KeyboardInterrupt:
+                interrupted += 1
+        assert (
+            artifact_bytes(compress(small_folder, **BUDGET, out=out, checkpoint=place).path)
+            == expected
+        )
+        if calls < stop_at:
+            break
+    assert interrupted > 1
+
+
+def test_curves_are_measured_once(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(progress: saec.Progress) -> None:
+        if progress.stage == "statistics":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(small_folder, **BUDGET, progress=interrupt)
+    reports: list[saec.Progress] = []
+    compress(small_folder, **BUDGET, progress=reports.append)
+    assert "curves" not in {one.stage for one in reports}
+
+
+@pytest.mark.parametrize(
+    "change", [{"budget": "5kB"}, {"sensitivity": {"user": 2}}, {"budget": None, "ratio": 9}]
+)
+def test_another_budget_is_refused(small_folder: Path, change: dict[str, Any]) -> None:
+    compress(small_folder, **BUDGET)
+    with pytest.raises(CheckpointError, match="belongs to another run: parameters was"):
+        compress(small_folder, **BUDGET | change)
+
+
+def test_altered_allocation_is_an_error_in_words(small_folder: Path) -> None:
+    compress(small_folder, **BUDGET)
+    subprocess.run(["rm", "-rf", str(small_folder / "out.saec")], check=True)
+    place = small_folder / "checkpoint" / ALLOCATION
+    place.write_bytes(place.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match="altered"):
+        compress(small_folder, **BUDGET)
+
+
+def test_wrong_sensitivity_leaves_no_checkpoint(small_folder: Path) -> None:
+    with pytest.raises(ParamError, match="give a finite number above 0"):
+        compress(small_folder, **BUDGET, sensitivity={"user": float("nan")})
+    assert not (small_folder / "checkpoint").exists()

@@ -277,6 +277,57 @@ def test_every_option_reaches_compress(
     assert (tmp_path / "work" / "run.json").exists()
 
 
+def test_budget_and_sensitivity(
+    tmp_path: Path, model: Path, weights: Path, tables: dict[str, NDArray[Any]]
+) -> None:
+    asked = ["--weights", weights, "--budget", "5kB"]
+    scales = ["--sensitivity", "user=1e5", "--sensitivity", "item[0]=0.5"]
+    plain, scaled = tmp_path / "plain.saec", tmp_path / "scaled.saec"
+    run("compress", model, *asked, "--out", plain)
+    run("compress", model, *asked, *scales, "--out", scaled)
+    for out, sensitivity in ((plain, {}), (scaled, {"user": 1e5, "item[0]": 0.5})):
+        made = saec.load(out).manifest
+        assert made["parameters"]["budget"] == 5000
+        assert made["parameters"]["sensitivity"] == sensitivity
+        assert 4900 <= made["totals"]["counted_bytes"] <= 5000
+        assert run("verify", out, model, "--weights", weights).exit_code == 0
+    user = [saec.load(out)["user"].record["weighted_sse"] for out in (plain, scaled)]
+    assert user[1] < user[0]
+    by_python = saec.compress(
+        model, weights=weights, budget=5000, sensitivity={"user": 10**5, "item[0]": 0.5},
+        out=tmp_path / "python.saec",
+    )  # fmt: skip
+    assert contents(by_python.path) == contents(scaled)
+
+
+@pytest.mark.parametrize(
+    "asked", [("--ratio", 9), ("--budget", "4kB"), ("--budget", "4kB", "--codewords-dtype", "int8")]
+)
+def test_what_inspect_estimates_comes_of_it(
+    tmp_path: Path, model: Path, weights: Path, asked: tuple[object, ...]
+) -> None:
+    given = ("--weights", weights, "--sensitivity", "brand=3", *asked)
+    told = document("inspect", model, *given)
+    made = document("compress", model, *given, "--out", tmp_path / "m.saec")
+    assert told["bytes_after"] == made["counted_bytes"]
+    for before, after in zip(told["fields"], made["fields"], strict=True):
+        assert before["codewords"] == after["codewords"]
+        assert before["bytes_after"] == after["codebook_bytes"] + after["code_bytes"]
+    text = output("inspect", model, *given)
+    assert re.search(r"^31.8 kB → 3.\d+ kB, about, [89].\d+ times smaller$", text, re.MULTILINE)
+
+
+def test_inspect_refuses_what_compress_does(model: Path) -> None:
+    for arguments, message in (
+        (("--ratio", 1e6), "already takes 18 of the tables' 31,844"),
+        (("--budget", "5kB", "--sensitivity", "users=2"), 'names the field "users"'),
+        (("--sensitivity", "user=2"), "give budget or ratio too"),
+    ):
+        result = run("inspect", model, *arguments)
+        assert result.exit_code == 1
+        assert message in re.sub(r"\s+", " ", result.stderr)
+
+
 def test_demo(tmp_path: Path) -> None:
     result = run("demo", "--rows", 3000, "--out", tmp_path / "demo.saec")
     assert result.exit_code == 0
@@ -340,6 +391,8 @@ def test_json_of_an_artifact_that_is_wrong(
         (["compress", "x.npy", "--out", "a", "--codewords", "many"], "'many': give a whole number"),
         (["compress", "x.npy", "--out", "a", "--codewords", "x="], "'x=': give a whole number"),
         (["inspect", "x.npy", "--codewords", "3", "--ratio", "2"], "give one of them"),
+        (["inspect", "x.npy", "--budget", "3kB", "--ratio", "2"], "give one of them"),
+        (["inspect", "x.npy", "--ratio", "2", "--sensitivity", "x"], "'x': give FIELD=number"),
         (["verify", "x.saec", "--weights", "w.npy"], "give SOURCE too"),
         (["report", "x.saec", "--weights", "w.npy"], "needs both TABLES and --weights"),
         (["report", "x.saec", "t.npy"], "needs both TABLES and --weights"),

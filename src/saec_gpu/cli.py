@@ -302,13 +302,13 @@ def compress(
     from saec_gpu.compression import compress as run
     from saec_gpu.sources import open_tables
 
-    asked = _asked_codewords(codewords, ratio, budget)
+    asked, scales = _asked_codewords(codewords, ratio, budget), _scales(sensitivity)
     tables = open_tables(source, fields=fields)
     begun = time.perf_counter()
     with console.ProgressDisplay(quiet=as_json) as progress:
         artifact = run(
             tables, weights=weights, codewords=_by_field(asked, tables.fields), ratio=ratio,
-            budget=budget, sensitivity=_scales(sensitivity), codewords_dtype=codewords_dtype,
+            budget=budget, sensitivity=scales, codewords_dtype=codewords_dtype,
             codes=codes, out=out, backend=backend, seed=seed, max_iter=max_iter, tol=tol, fast=fast,
             chunk_rows=chunk_rows, memory=memory, threads=threads, checkpoint=checkpoint,
             overwrite=overwrite, progress=progress,
@@ -487,12 +487,12 @@ def inspect(
             raise typer.BadParameter("an artifact is shown as it is; these options are for tables")
         _inspect_artifact(source, as_json=as_json)
         return
-    asked = _asked_codewords(codewords, ratio, budget)
+    asked, scales = _asked_codewords(codewords, ratio, budget), _scales(sensitivity)
     tables = open_tables(source, fields=fields)
     vectors = None if weights is None else open_weights(weights, tables)
     numbers = _by_field(asked, tables.fields)
     total = asked_bytes(tables.fields, numbers, ratio, budget)
-    scales = checked_sensitivity(tables.fields, _scales(sensitivity), total)
+    scales = checked_sensitivity(tables.fields, scales, total)
     engine = open_backend("cpu", threads=threads)
     with console.ProgressDisplay(quiet=as_json) as progress:
         if total is None:
