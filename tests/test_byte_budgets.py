@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def point(
 
 
 def random_curve(
-    rng: np.random.Generator, n_rows: int, dim: int = 4, name: str = "x", **changes: float
+    rng: np.random.Generator, n_rows: int, dim: int = 4, name: str = "x", **changes: Any
 ) -> FieldCurve:
     """Return a curve that mostly falls, in whole numbers, so that sums of them are exact."""
     table = table_of(n_rows, dim, str(rng.choice(["float16", "float32", "float64"])), name)
@@ -51,7 +52,7 @@ def random_curve(
 
 
 def realistic_curve(
-    rng: np.random.Generator, n_rows: int, dim: int = 8, name: str = "x", **changes: float
+    rng: np.random.Generator, n_rows: int, dim: int = 8, name: str = "x", **changes: Any
 ) -> FieldCurve:
     """Return a curve that falls by a share with each doubling, less in narrow dtypes."""
     table = table_of(n_rows, dim, name=name)
