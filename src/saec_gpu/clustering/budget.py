@@ -201,7 +201,8 @@ def unsettled(curves: Mapping[str, FieldCurve], budget: int) -> set[str]:
     end now would not be there later.
     """
     found = set()
-    for name, point in choose(curves, budget).items():
+    least = sum(curve.hull()[0].nbytes for curve in curves.values())  # may be out of reach
+    for name, point in choose(curves, max(budget, least)).items():
         last = sorted({one.codewords for one in curves[name].points})[-NEAR_THE_END:]
         if point.dtype == "whole" or point.codewords >= last[0]:
             found.add(name)
