@@ -26,7 +26,7 @@ from saec_gpu.sources import TableField
 FIRST_AIM = 0.99  # of the budget: estimates of code bytes err by a hundredth or so
 NEXT_AIM = 0.996  # once they were corrected
 LESS_AFTER_EXCESS = 0.004  # of the budget; twice as much each time, so that it ends
-NEAR_THE_END = 2  # points of a curve: one beyond the choice says that it is none to go past
+NEAR_THE_END = 4  # points of a curve, two doublings: so far a choice is not moved by what follows
 LEAST_USED = 0.98  # of the budget, where more could be used at all
 MOST_ROUNDS = 6  # then the best choice within the budget is returned to
 
@@ -197,8 +197,8 @@ def choose(curves: Mapping[str, FieldCurve], budget: int) -> dict[str, Point]:
 def unsettled(curves: Mapping[str, FieldCurve], budget: int) -> set[str]:
     """Return the fields whose points would be at the end of what was measured, or nearly.
 
-    What other fields may want beyond that leaves fewer bytes for a field: one that is not at its
-    end now would not be there later.
+    What other fields may want beyond that leaves fewer bytes for a field: one that is far from its
+    end now is taken not to come there later.
     """
     found = set()
     least = sum(curve.hull()[0].nbytes for curve in curves.values())  # may be out of reach
