@@ -51,10 +51,10 @@ def generated(n_rows: int) -> tuple[TableSource, WeightSource | None, dict[str, 
 
 
 def opened(
-    source: str, weights: str | None, share: float
+    source: str, weights: str | None, share: float, fields: str | None
 ) -> tuple[TableSource, WeightSource | None, dict[str, int]]:
     """Return the tables of a source, their weights, and a share of the rows as codewords."""
-    tables = open_tables(source)
+    tables = open_tables(source, fields=fields)
     counts = None if weights is None else open_weights(weights, tables)
     return tables, counts, codewords_by_field(tables.fields, share)
 
@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--rows", type=float, default=1e7, help="made on demand, in 26 fields")
     parser.add_argument("--tables", help="instead: a source, as for saec compress")
     parser.add_argument("--weights", help="of --tables")
+    parser.add_argument("--fields", help="of --tables: those that match; all without")
     parser.add_argument("--codewords", type=float, default=0.01, help="of --tables: share of rows")
     parser.add_argument(
         "--everywhere", action="store_true", help="fast also where it is not chosen by itself"
@@ -193,7 +194,7 @@ def main() -> None:
         if asked.tables is None:
             given = generated(int(asked.rows))
         else:
-            given = opened(asked.tables, asked.weights, asked.codewords)
+            given = opened(asked.tables, asked.weights, asked.codewords, asked.fields)
         if asked.selections is not None:
             numbers_of_rows = [int(number) for number in asked.selections.split(",")]
             tables, weights, codewords = given
