@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from saec_gpu.clustering.asked import FieldPlan, encoded_bytes
-from saec_gpu.clustering.statistics import check_weights
-from saec_gpu.data import Float64
+from saec_gpu.clustering.selection import weights_by_parts
 from saec_gpu.errors import ParamError
 from saec_gpu.sources import TableField, TableSource, WeightSource
 from saec_gpu.stream import READS_HELD, FieldWork, ResidencySet, plan_sets
-
-READ_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -151,22 +148,6 @@ def _least(enough: Callable[[int], bool], *, above: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
-
-
-def weights_by_parts(weights: WeightSource, name: str) -> Iterator[tuple[int, Float64]]:
-    """Yield the weights of one field part by part, checked: the first row, float64 (n,).
-
-    Raises
-    ------
-    WeightError
-        A weight is not allowed. Names field and row, as `compress` would.
-    """
-    n_rows = weights.fields[name]
-    for start in range(0, n_rows, READ_ROWS):
-        part = np.empty(min(READ_ROWS, n_rows - start))
-        weights.read(name, start, part)
-        check_weights(name, start, part)
-        yield start, part
 
 
 def summarise(weights: WeightSource, name: str) -> WeightSummary:

@@ -212,13 +212,7 @@ class Pipeline:
             if kept:
                 known[name] = kept
             elif self.plans[name].selected:
-                one = selections[name]
-                n_rows, dim = one.rows.shape
-                of_coreset = StatisticsBuilder(
-                    name, n_rows, dim, self._limit(name), self.params.seed, weighted=True
-                )
-                of_coreset.add(0, one.rows, one.weights)
-                known[name] = of_coreset.statistics()
+                known[name] = selections[name].statistics(name, self._limit(name), self.params.seed)
                 if self.checkpoint is not None:
                     self.checkpoint.save_statistics(self.numbers[name], known[name])
         missing = [name for name in names if name not in known]

@@ -201,8 +201,8 @@ def unsettled(curves: Mapping[str, FieldCurve], budget: int) -> set[str]:
     end now is taken not to come there later.
     """
     found = set()
-    least = sum(curve.hull()[0].nbytes for curve in curves.values())  # may be out of reach
-    for name, point in choose(curves, max(budget, least)).items():
+    within = max(budget, _least_bytes(curves))  # the least may be out of reach
+    for name, point in choose(curves, within).items():
         last = sorted({one.codewords for one in curves[name].points})[-NEAR_THE_END:]
         if point.dtype == "whole" or point.codewords >= last[0]:
             found.add(name)
@@ -235,8 +235,8 @@ class Allocation:
         self.chosen = self._choose()
 
     def _choose(self) -> dict[str, Point]:
-        least = sum(curve.hull()[0].nbytes for curve in self.curves.values())
-        return choose(self.curves, max(int(self._budget * self._aim), min(least, self._budget)))
+        least = min(_least_bytes(self.curves), self._budget)
+        return choose(self.curves, max(int(self._budget * self._aim), least))
 
     def settled(self, found: Mapping[str, int]) -> bool:
         """Return whether the bytes found of each field will do; if not, choose anew.
@@ -274,8 +274,8 @@ class Allocation:
             return NEXT_AIM
         if 0.0 < self._enough < self._too_much:
             return (self._enough + self._too_much) / 2
-        self._less *= 2
-        return self._too_much - self._less / 2
+        less, self._less = self._less, 2 * self._less
+        return self._too_much - less
 
     def _correct(self, found: Mapping[str, int]) -> None:
         """Correct the estimates by the bytes that codes were found to take."""
@@ -288,6 +288,11 @@ class Allocation:
                     code_share=curve.code_share * codes / point.code_bytes,
                     known=(*curve.known, replace(point, code_bytes=codes)),
                 )
+
+
+def _least_bytes(curves: Mapping[str, FieldCurve]) -> int:
+    """Return the fewest bytes that all fields can take together."""
+    return sum(min(one.nbytes for one in curve.options()) for curve in curves.values())
 
 
 def _sizes(chosen: Mapping[str, Point]) -> dict[str, tuple[int, str]]:

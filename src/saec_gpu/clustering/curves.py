@@ -17,7 +17,7 @@ from saec_gpu.clustering.error import ExactSum
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
 from saec_gpu.clustering.seeding import Seeds
 from saec_gpu.clustering.selection import Selection, chunk_of_selections
-from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
+from saec_gpu.clustering.statistics import fixed_point
 from saec_gpu.codewords import CodewordsDtype, codebook_bytes, store
 from saec_gpu.data import Codebook, Float32, Int64
 from saec_gpu.errors import ParamError
@@ -114,11 +114,12 @@ def measure(
         points: dict[str, list[Point]] = {field.name: [] for field in group}
         measured = _Measured(backend, group, selections, seed)
         more = set(points)
-        for n_codewords in sorted({k for field in group for k in grid(field.n_rows)}):
+        grids = {field.name: set(grid(field.n_rows)) for field in group}
+        for n_codewords in sorted(set().union(*grids.values())):
             if n_codewords in LOOKED_AT:
                 more &= set(wanted(points))
-            asked = [f for f in group if f.name in more and n_codewords in grid(f.n_rows)]
-            words = measured.fitted([field.name for field in asked], n_codewords)
+            asked = [name for name, own in grids.items() if name in more and n_codewords in own]
+            words = measured.fitted(asked, n_codewords)
             for dtype in dtypes:
                 stored = {
                     name: _storable(one, dtype, name, must=len(dtypes) == 1)
@@ -169,28 +170,22 @@ class _Measured:
         chunk = chunk_of_selections(selections)
         self._layout = chunk.layout
         self._rows = backend.load_rows(chunk)
-        self._statistics = {}
+        self._starts = {}  # what every fit of a field begins with but its codewords
         self._seeds = {}
         for field in group:
-            one = selections[field.name]
             most = grid(field.n_rows)[-1]
-            builder = StatisticsBuilder(
-                field.name, len(one.index), field.dim, most, seed, weighted=True
-            )
-            builder.add(0, one.rows, one.weights)
-            self._statistics[field.name] = builder.statistics()
-            sample = self._statistics[field.name].sample
-            self._seeds[field.name] = Seeds(sample, seed, field.name)
+            statistics = selections[field.name].statistics(field.name, most, seed)
+            self._starts[field.name] = (
+                statistics, fixed_point(statistics), sample_variance(statistics.sample),
+            )  # fmt: skip
+            self._seeds[field.name] = Seeds(statistics.sample, seed, field.name)
 
     def fitted(self, names: Iterable[str], n_codewords: int) -> dict[str, Float32]:
         """Return the codewords of fields after a few passes."""
-        fits = {}
-        for name in names:
-            statistics = self._statistics[name]
-            fits[name] = FieldFit(
-                statistics, fixed_point(statistics), sample_variance(statistics.sample),
-                self._seeds[name].first(n_codewords),
-            )  # fmt: skip
+        fits = {
+            name: FieldFit(*self._starts[name], self._seeds[name].first(n_codewords))
+            for name in names
+        }
         fit(
             self._backend, lambda _: [self._rows], fits, tol=TOLERANCE, max_iter=PASSES,
             after_pass=lambda _: None,

@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 
 from saec_gpu.clustering.compiled_loops import first_not_finite
 from saec_gpu.clustering.sampling import Sampler
-from saec_gpu.clustering.statistics import GREATEST_WEIGHT, check_weights, not_finite
-from saec_gpu.data import Chunk, Float32, Float64, Int64
+from saec_gpu.clustering.statistics import (
+    GREATEST_WEIGHT,
+    StatisticsBuilder,
+    check_weights,
+    not_finite,
+)
+from saec_gpu.data import Chunk, Float32, Float64, Int64, Statistics
 from saec_gpu.layout import lay_out
 from saec_gpu.sources import TableField, TableSource, WeightSource
 
@@ -43,6 +48,13 @@ class Selection:
     rows: Float32
     weights: Float64
     multiplicity: Float64
+
+    def statistics(self, field: str, n_codewords: int, seed: int) -> Statistics:
+        """Return the statistics of these rows, taken as a table of their own."""
+        n_rows, dim = self.rows.shape
+        builder = StatisticsBuilder(field, n_rows, dim, n_codewords, seed, weighted=True)
+        builder.add(0, self.rows, self.weights)
+        return builder.statistics()
 
 
 def rows_to_cluster(n_rows: int, n_codewords: int, fast: bool | None) -> int:
@@ -75,6 +87,12 @@ def coreset(
     unless all weights are zero, which counts as if none had been given. Its weights are held at
     the greatest that is allowed.
     """
+    if field.n_rows <= size:
+        index = np.arange(field.n_rows)
+        own = np.concatenate([np.ones(0), *(part for _, part in _weights(weights, field))])
+        if not own.any():
+            own = np.ones(field.n_rows)
+        return Selection(index, _rows_of(tables, field, index), own, np.ones(field.n_rows))
     sampler, unweighted = (Sampler(size, 0, seed, field.name) for _ in range(2))
     weighted = False
     for start, own in _weights(weights, field):
@@ -84,21 +102,35 @@ def coreset(
         if not weighted:
             unweighted.add(start, numbers, None)
     sample = (sampler if weighted else unweighted).sample()
-    index = np.arange(field.n_rows) if field.n_rows <= size else sample.index
-    own = _weights_of(weights, field, index) if weighted else np.ones(len(index))
-    standing = own if field.n_rows <= size else np.minimum(sample.weights, GREATEST_WEIGHT)
-    multiplicity = np.ones(len(index)) if field.n_rows <= size else standing / own
-    return Selection(index, _rows_of(tables, field, index), standing, multiplicity)
+    own = _weights_of(weights, field, sample.index) if weighted else np.ones(len(sample.index))
+    standing = np.minimum(sample.weights, GREATEST_WEIGHT)
+    rows = _rows_of(tables, field, sample.index)
+    return Selection(sample.index, rows, standing, standing / own)
 
 
 def _weights(weights: WeightSource | None, field: TableField) -> Iterator[tuple[int, Float64]]:
     """Yield (first row, weights) block by block, checked; ones for a field without."""
+    if weights is not None and field.name in weights.fields:
+        yield from weights_by_parts(weights, field.name)
+        return
     for start in range(0, field.n_rows, BLOCK_ROWS):
-        own = np.ones(min(BLOCK_ROWS, field.n_rows - start))
-        if weights is not None and field.name in weights.fields:
-            weights.read(field.name, start, own)
-            check_weights(field.name, start, own)
-        yield start, own
+        yield start, np.ones(min(BLOCK_ROWS, field.n_rows - start))
+
+
+def weights_by_parts(weights: WeightSource, name: str) -> Iterator[tuple[int, Float64]]:
+    """Yield the weights of one field part by part, checked: the first row, float64 (n,).
+
+    Raises
+    ------
+    WeightError
+        A weight is not allowed. Names field and row.
+    """
+    n_rows = weights.fields[name]
+    for start in range(0, n_rows, BLOCK_ROWS):
+        part = np.empty(min(BLOCK_ROWS, n_rows - start))
+        weights.read(name, start, part)
+        check_weights(name, start, part)
+        yield start, part
 
 
 def _weights_of(weights: WeightSource | None, field: TableField, index: Int64) -> Float64:

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from saec_gpu.artifact import Artifact, CompressedField
+from saec_gpu.clustering.selection import weights_by_parts
 from saec_gpu.data import Float64, Int64, Progress, ProgressFunction
 from saec_gpu.errors import NonFiniteRowError, ParamError
-from saec_gpu.inspection import READ_ROWS, weights_by_parts
 from saec_gpu.report.lookup_groups import GROUPS, UNSEEN, LookupGroups
 from saec_gpu.sources import TableSource, WeightSource, open_tables, open_weights
 from saec_gpu.verification import tables_of
 
 Entry = Mapping[str, Any]
 
+READ_ROWS = 1 << 20  # of codes that are counted at once
 READ_BYTES = 1 << 23  # of float32 rows that are read at once
 SUMMED = ("rows", "lookups", "sq_error", "sq_norm")  # of each group of look-ups
 CURVE_RANKS = 65  # at most so many codewords stand for all in a chart of their use
