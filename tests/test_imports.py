@@ -40,12 +40,15 @@ LEVELS = {
     "compression": 11,
     "nn": 12,
     "verification": 12,
-    "": 13,
-    "console": 14,
-    "doctor": 14,
-    "bench": 15,
-    "report": 15,
-    "cli": 16,
+    "updating": 13,
+    "assignment": 9,
+    "delta": 8,
+    "": 14,
+    "console": 15,
+    "doctor": 15,
+    "bench": 16,
+    "report": 16,
+    "cli": 17,
 }
 
 # (from, to) that may point up, and why. Only where it runs on call or for

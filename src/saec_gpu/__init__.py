@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from saec_gpu.artifact import Artifact, load
     from saec_gpu.compression import compress
     from saec_gpu.data import Progress
+    from saec_gpu.delta import apply_delta, write_delta
     from saec_gpu.errors import (
         ArtifactError,
         BackendUnavailableError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         WeightError,
     )
     from saec_gpu.sources import TableField, TableSource, open_tables, open_weights
+    from saec_gpu.updating import update
     from saec_gpu.verification import Verification, verify
     from saec_gpu.version import __version__
 
@@ -50,7 +52,9 @@ _HOMES = {
         "SourceError",
         "WeightError",
     ),
+    "delta": ("apply_delta", "write_delta"),
     "sources": ("TableField", "TableSource", "open_tables", "open_weights"),
+    "updating": ("update",),
     "verification": ("Verification", "verify"),
     "version": ("__version__",),
 }
@@ -73,11 +77,14 @@ __all__ = [
     "Verification",
     "WeightError",
     "__version__",
+    "apply_delta",
     "compress",
     "load",
     "open_tables",
     "open_weights",
+    "update",
     "verify",
+    "write_delta",
 ]
 
 

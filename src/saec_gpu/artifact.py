@@ -26,6 +26,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -242,8 +243,23 @@ class Artifact:
     @property
     def disk_bytes(self) -> int:
         """Bytes of all files of the artifact, headers and JSON included."""
-        names = [*self.manifest["files"], MANIFEST, *([RUN] if self._folder.has(RUN) else [])]
-        return sum(self._folder.size(name) for name in names)
+        return sum(self._folder.size(name) for name in self.files)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all files of the artifact, relative to its folder."""
+        run = (RUN,) if self._folder.has(RUN) else ()
+        return (*self.manifest["files"], MANIFEST, *run)
+
+    def open_file(self, name: str) -> BufferedReader:
+        """Return one of `files`, opened for reading: that of the artifact which was loaded.
+
+        Raises
+        ------
+        ArtifactError
+            It is not there any more or cannot be read.
+        """
+        return self._folder.open(name)
 
     def check_files(self) -> None:
         """Read every file that the promise covers and compare it with its SHA-256.
@@ -265,6 +281,37 @@ class Artifact:
                     f'"{self.path / name}" was altered: its SHA-256 is {digest}, the manifest '
                     f"states {stated['sha256']}; copy the artifact again or make it anew"
                 )
+
+    def assign(self, field: str, rows: ArrayLike) -> NDArray[Any]:
+        """Return the codes of rows that the artifact has not: of each the nearest codeword.
+
+        Parameters
+        ----------
+        field : str
+        rows : float32, or what becomes it, (n, dim) or (dim,)
+            Vectors such as a model has trained for new ids since.
+
+        Returns
+        -------
+        codes : least unsigned dtype (n,), or a scalar of it
+            As clustering would give them (ties to the lower); of a field kept whole the number of
+            the nearest row.
+
+        Raises
+        ------
+        ArtifactError
+            There is no such field, or it has no codewords.
+        SourceError
+            The rows have another dim.
+        NonFiniteRowError
+            A row holds NaN or infinity. Names it.
+        """
+        from saec_gpu.assignment import nearest_codewords
+
+        one = self[field]
+        given = np.asarray(rows, np.float32)
+        codes = nearest_codewords(one, np.atleast_2d(given))
+        return codes if given.ndim > 1 else codes[0]
 
     def verify(self, tables: Any, **options: Any) -> Verification:
         """Return what `saec_gpu.verify` finds: codes and errors recomputed from the tables."""
@@ -293,6 +340,8 @@ class CompressedField:
     Attributes
     ----------
     name : str
+    number : int
+        Its place among the names of all fields, in code-point order.
     n_rows, dim : int
     dtype : str
         Of the table: "float16", "bfloat16", "float32" or "float64".
@@ -319,7 +368,7 @@ class CompressedField:
         scales: RawArray | None,
     ) -> None:
         self._artifact = artifact
-        self._number: int = entry["number"]
+        self.number: int = entry["number"]
         self._tensor = tensor
         self._scales_tensor = scales
         self.name: str = entry["name"]
@@ -331,7 +380,7 @@ class CompressedField:
         self.codewords_dtype: str = entry["codewords_dtype"]
         self.levels = levels_of(entry)
         derived = field_entry(
-            self._number,
+            self.number,
             self.name,
             rows=self.n_rows,
             dim=self.dim,
@@ -430,13 +479,24 @@ class CompressedField:
             return self._level_codes.take(rows)
         return take(self._packed, self.n_rows, self.n_codewords, rows, field=self.name)
 
-    def lookup(self, rows: ArrayLike) -> NDArray[np.float32]:
+    @property
+    def out_of_vocabulary(self) -> int | None:
+        """The code that stands for rows nobody has seen: its codeword is nearest to the mean.
+
+        Of a field kept whole a row number. None of a field without rows.
+        """
+        code: int | None = self.record["out_of_vocabulary"]
+        return code
+
+    def lookup(self, rows: ArrayLike, *, out_of_vocabulary: bool = False) -> NDArray[np.float32]:
         """Return the compressed rows: of each the codeword of its code.
 
         Parameters
         ----------
         rows : integers, any shape
             Row numbers from 0.
+        out_of_vocabulary : bool
+            Whether numbers that are no rows get the codeword for those; else they are an error.
 
         Returns
         -------
@@ -452,6 +512,11 @@ class CompressedField:
         O(1) a row: a few bytes of codes, in levels a line of the cache for each of at most five,
         and one codeword. The first look-up in levels compiles a loop, once a machine.
         """
+        if out_of_vocabulary and self.n_rows:
+            numbers = np.asarray(rows)
+            known = (numbers >= 0) & (numbers < self.n_rows)
+            codes = self.codes_of(np.where(known, numbers, 0))
+            return self._decoded(np.where(known, codes, self.record["out_of_vocabulary"]))
         if self.encoding == "identity":
             return self._decoded(row_numbers(rows, self.n_rows, field=self.name))
         return self._decoded(self.codes_of(rows))
@@ -460,7 +525,7 @@ class CompressedField:
     def _packed(self) -> NDArray[np.uint8]:
         if not has_codes(self.encoding, self.n_rows):
             return np.zeros(0, np.uint8)
-        with self._artifact._folder.open(codes_name(self._number)) as file:
+        with self._artifact._folder.open(codes_name(self.number)) as file:
             if self.levels is not None:
                 return open_levels(file, self.levels)
             return open_planes(file, self.n_rows, self.n_codewords)

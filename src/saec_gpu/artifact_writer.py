@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -162,38 +163,49 @@ def write_artifact(
     `<out>.writing` that the next writing of the same out removes. Holds a few MB beside the
     codebooks.
     """
-    place = check_out(out, overwrite=overwrite)
+    check_out(out, overwrite=overwrite)
     ordered = sorted(fields, key=lambda encoded: encoded.name)
     entries = _entries(ordered)
     run_bytes = json_bytes(run)
     json_bytes(parameters)  # now, not after the codes were copied
+    with staged_artifact(out, overwrite=overwrite) as folder:
+        for number, encoded in enumerate(ordered):
+            if encoded.codes is not None and has_codes(encoded.encoding, encoded.n_rows):
+                _link_or_copy(encoded.codes, folder / codes_name(number))
+        for name, tensors in _tensors(ordered).items():
+            with (folder / name).open("wb") as file:
+                _write_tensors(file, tensors)
+        (folder / RUN).write_bytes(run_bytes)
+        # Last, because only a folder with a manifest counts as an artifact.
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "parameters": parameters,
+            "fields": entries,
+            "totals": totals(entries),
+            "files": {name: file_entry(folder / name) for name in file_names(entries)},
+        }
+        # Through JSON once: keys that were numbers become text before they are sorted.
+        (folder / MANIFEST).write_bytes(sealed(json.loads(json_bytes(manifest))))
+    return load(out)
+
+
+@contextmanager
+def staged_artifact(out: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
+    """Yield a folder to fill with an artifact's files, its manifest last; put it in place at out.
+
+    There is an empty folder for codes in it. Raises what `write_artifact` does.
+    """
+    place = check_out(out, overwrite=overwrite)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with staged(
             place, replace=os.path.lexists(place), is_ours=_is_artifact, names=_NAMES
         ) as folder:
             (folder / CODES).mkdir()
-            for number, encoded in enumerate(ordered):
-                if encoded.codes is not None and has_codes(encoded.encoding, encoded.n_rows):
-                    _link_or_copy(encoded.codes, folder / codes_name(number))
-            for name, tensors in _tensors(ordered).items():
-                with (folder / name).open("wb") as file:
-                    _write_tensors(file, tensors)
-            (folder / RUN).write_bytes(run_bytes)
-            # Last, because only a folder with a manifest counts as an artifact.
-            manifest = {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "parameters": parameters,
-                "fields": entries,
-                "totals": totals(entries),
-                "files": {name: _file_entry(folder / name) for name in file_names(entries)},
-            }
-            # Through JSON once: keys that were numbers become text before they are sorted.
-            (folder / MANIFEST).write_bytes(sealed(json.loads(json_bytes(manifest))))
+            yield folder
     except OSError as err:
         raise write_error(place, err) from err
-    return load(out)
 
 
 def _is_artifact(path: Path) -> bool:
@@ -308,7 +320,8 @@ def _write_tensors(file: BinaryIO, tensors: Mapping[str, tuple[str, NDArray[Any]
             file.write(block.reshape(-1).view(np.uint8).data)
 
 
-def _file_entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return what a manifest states of a file: its bytes and their SHA-256."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": file.tell(), "sha256": digest}

@@ -198,6 +198,12 @@ class Checkpoint:
         return _read_json(path) if path.exists() else None
 
 
+def run_id_of(folder: Path) -> str:
+    """Return the id of the run that a folder belongs to; an empty text where there is none."""
+    path = folder / "run.json"
+    return str(_read_json(path).get("run_id", "")) if path.exists() else ""
+
+
 def codes_path(folder: Path, number: int) -> Path:
     """Return where a field's packed codes are written until the artifact takes them."""
     return folder / f"{number}{CODES_ENDING}"

@@ -129,6 +129,42 @@ def decode(values: NDArray[Any], scales: NDArray[np.uint16] | None) -> NDArray[n
     return wide if scales is None else wide * widened_bfloat16(scales)[..., None]
 
 
+def most_central(
+    codewords: NDArray[np.float32], uses: NDArray[np.int64] | None = None
+) -> int | None:
+    """Return the codeword that stands for rows nobody has seen: the one nearest to their mean.
+
+    Parameters
+    ----------
+    codewords : float32 (k, dim)
+    uses : int64 (k,), optional
+        Rows of each; 1 each if not given.
+
+    Returns
+    -------
+    code : int or None
+        None without codewords. m_j = f32(Σ_c f64(uses_c) f64(c_j) / Σ_c uses_c), sums ascending;
+        then the least squared distance to m, ties to the lower index (DESIGN.md 1 and 2).
+
+    Examples
+    --------
+    >>> most_central(np.float32([[0], [2], [10]]), np.array([7, 2, 1]))
+    1
+    """
+    if not len(codewords):
+        return None
+    rows = np.ones(len(codewords)) if uses is None else uses.astype(np.float64)
+    total = np.cumsum(rows)[-1]
+    mean = np.array(
+        [np.cumsum(rows * column.astype(np.float64))[-1] / total for column in codewords.T]
+    ).astype(np.float32)
+    distances = np.zeros(len(codewords))
+    for column, middle in zip(codewords.T, mean.astype(np.float64), strict=True):
+        apart = column.astype(np.float64) - middle
+        distances += apart * apart
+    return int(distances.argmin())
+
+
 def _bfloat16_from_above(values: NDArray[np.float64]) -> NDArray[np.uint16]:
     """Return the bits of the least bfloat16 that is not below each value ≥ 0."""
     single = values.astype(np.float32)

@@ -152,7 +152,7 @@ def compress(
     begun = time.time()
     source = open_tables(tables, fields=fields)
     weight_source = None if weights is None else open_weights(weights, source)
-    _check_numbers(seed, max_iter, tol, chunk_rows)
+    check_numbers(seed, max_iter, tol, chunk_rows)
     known: list[tuple[str, str, Sequence[str]]] = [
         ("codewords_dtype", codewords_dtype, ("auto", *CODEWORDS_DTYPES)),
         ("codes", codes, CODES_PARAMS),
@@ -181,9 +181,9 @@ def compress(
         if checkpoint is not None:
             folder = Path(checkpoint)
             kept = Checkpoint(folder, identity)
-            finished = _finished(kept, Path(out))
-            if finished is not None:
-                return finished
+            ended = finished(kept.run_id, Path(out))
+            if ended is not None:
+                return ended
         place = check_out(out, overwrite=overwrite)
         if checkpoint is None:
             folder = stack.enter_context(scratch_beside(place, is_codes_name))
@@ -199,23 +199,15 @@ def compress(
             source, weight_source, params, plans, engine, folder, kept, report,
             by_piece=chunk_rows is not None,
         )  # fmt: skip
-        sets = _cluster(run, memory, chunk_rows)
+        sets = cluster(run, memory, chunk_rows)
         if allocation is not None:
             sets += _settle(run, allocation, memory, chunk_rows)
-        encoded = [run.encoded(name) for name in source.fields]
-        run.progress(Progress("write", 0, len(encoded), "fields"))
-        artifact = write_artifact(
-            Path(out),
-            encoded,
-            parameters=params.manifest(),
-            run=_run_record(run, begun, sets, chunk_rows, memory),
-            overwrite=overwrite,
-        )
-        run.progress(Progress("write", len(encoded), len(encoded), "fields"))
-    return artifact
+        record = run_record(run, begun, sets, chunk_rows, memory)
+        return write(run, Path(out), record, overwrite=overwrite)
 
 
-def _check_numbers(seed: int, max_iter: int, tol: float, chunk_rows: int | None) -> None:
+def check_numbers(seed: int, max_iter: int, tol: float, chunk_rows: int | None) -> None:
+    """Raise ParamError unless the numbers of a run are allowed."""
     whole = [("seed", seed, 0), ("max_iter", max_iter, 1)]
     if chunk_rows is not None:
         whole.append(("chunk_rows", chunk_rows, 1))
@@ -422,16 +414,16 @@ def parse_bytes(text: int | str, what: str = "memory") -> int:
     return size
 
 
-def _finished(kept: Checkpoint, out: Path) -> Artifact | None:
-    """Return the artifact at `out` if this very run has already written it."""
+def finished(run_id: str, out: Path) -> Artifact | None:
+    """Return the artifact at `out` if the run of that id has already written it."""
     try:
         artifact = load(out)
     except ArtifactError:
         return None  # missing, or not ours: writing decides what to say of it
-    return artifact if artifact.run.get("run_id") == kept.run_id else None
+    return artifact if artifact.run.get("run_id") == run_id else None
 
 
-def _cluster(run: Pipeline, memory: int | str | None, chunk_rows: int | None) -> list[ResidencySet]:
+def cluster(run: Pipeline, memory: int | str | None, chunk_rows: int | None) -> list[ResidencySet]:
     """Cluster all fields set by set; return the sets. Where a device is full, sets get smaller."""
     budget = run.backend.memory_budget() if memory is None else parse_bytes(memory)
     done: list[ResidencySet] = []
@@ -473,7 +465,7 @@ def _settle(
         if run.checkpoint is not None:
             content = run.checkpoint.allocation()
             run.checkpoint.save_allocation(content | {"rounds": [*content["rounds"], found]})
-        done += _cluster(run, memory, chunk_rows)
+        done += cluster(run, memory, chunk_rows)
     for name, curve in allocation.curves.items():
         run.records[name]["curve"] = [asdict(point) for point in curve.hull()]
     return done
@@ -490,7 +482,18 @@ def _log(planned: ResidencySet) -> None:
     )
 
 
-def _run_record(
+def write(run: Pipeline, out: Path, record: Mapping[str, Any], *, overwrite: bool) -> Artifact:
+    """Return the artifact that a finished pipeline's fields make, with the record of its run."""
+    encoded = [run.encoded(name) for name in run.source.fields]
+    run.progress(Progress("write", 0, len(encoded), "fields"))
+    artifact = write_artifact(
+        out, encoded, parameters=run.params.manifest(), run=record, overwrite=overwrite
+    )
+    run.progress(Progress("write", len(encoded), len(encoded), "fields"))
+    return artifact
+
+
+def run_record(
     run: Pipeline,
     begun: float,
     sets: Sequence[ResidencySet],

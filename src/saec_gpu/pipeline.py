@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
@@ -18,16 +18,18 @@ from saec_gpu.backends.protocol import Assignment, Backend
 from saec_gpu.checkpoint import Checkpoint, codes_path
 from saec_gpu.clustering.asked import FieldPlan, kept_whole
 from saec_gpu.clustering.error import ErrorSums
-from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
+from saec_gpu.clustering.lloyd import FieldFit, fit, repaired, sample_variance
+from saec_gpu.clustering.margin import Changes, LastField
 from saec_gpu.clustering.seeding import seed_codewords
 from saec_gpu.clustering.selection import Selection, chunk_of_selections, coreset
 from saec_gpu.clustering.statistics import StatisticsBuilder, check_rows, fixed_point
-from saec_gpu.codewords import StoredCodewords, codebook_bytes, store
+from saec_gpu.codewords import StoredCodewords, codebook_bytes, most_central, store
 from saec_gpu.data import Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
 from saec_gpu.errors import ParamError
 from saec_gpu.levels import Levels, encode_in_levels, shorter_levels
 from saec_gpu.packing import PlaneWriter, packed_size
 from saec_gpu.sources import TableSource, WeightSource
+from saec_gpu.sources.stored import as_float32
 from saec_gpu.stream import FieldWork, Piece, ResidencySet, RowStream, row_dtype
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ class Params:
     fast: bool | None = None
     budget: int | None = None
     sensitivity: Mapping[str, float] | None = None
+    margin: float | None = None
+    last: str | None = None
 
     def manifest(self) -> dict[str, Any]:
         """Return what the manifest records beside the fields."""
@@ -64,6 +68,8 @@ class Params:
         }
         if self.budget is not None:
             asked |= {"budget": self.budget, "sensitivity": dict(self.sensitivity or {})}
+        if self.last is not None:
+            asked |= {"last": self.last, "margin": self.margin}
         return asked
 
 
@@ -96,6 +102,7 @@ class Pipeline:
     checkpoint: Checkpoint | None
     progress: ProgressFunction
     by_piece: bool
+    last: Mapping[str, LastField] = field(default_factory=dict)
     codebooks: dict[str, StoredCodewords] = field(default_factory=dict)
     levels: dict[str, Levels | None] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -155,6 +162,9 @@ class Pipeline:
             self.rechecked.pop(name, None)  # of a try that ended for want of memory
         selections = _Selections(self)
         statistics = self._timed("statistics", self._statistics, stream, names, selections)
+        for name in self.last.keys() & statistics.keys():
+            # its codewords of before go on, however few rows differ now
+            statistics[name] = replace(statistics[name], distinct=None)
         whole = {name for name in names if self._kept_whole(name, statistics[name])}
         fits = self._timed(
             "seeding",
@@ -166,7 +176,8 @@ class Pipeline:
             },
         )
         self._timed("fit", self._fit, stream, fits, selections)
-        final = {name: one.ordered() for name, one in fits.items()}
+        # of an update codewords keep their numbers
+        final = {n: one.codewords if n in self.last else one.ordered() for n, one in fits.items()}
         for name in names:
             distinct = statistics[name].distinct
             if name not in whole and distinct is not None:
@@ -255,10 +266,19 @@ class Pipeline:
                 self.numbers[name], fits[name]
             )
             if not restored:
-                fits[name].codewords = seed_codewords(
-                    one.sample, self.plans[name].codewords, self.params.seed, name
-                )
+                fits[name].codewords = self._first_codewords(name, fits[name])
         return fits
+
+    def _first_codewords(self, name: str, fitted: FieldFit) -> Float32:
+        wanted, sample = self.plans[name].codewords, fitted.statistics.sample
+        last = self.last.get(name)
+        if last is None:
+            return seed_codewords(sample, wanted, self.params.seed, name)
+        before, dim = last.codewords.shape
+        if before >= wanted:
+            return last.codewords
+        codewords = np.concatenate([last.codewords, np.zeros((wanted - before, dim), np.float32)])
+        return repaired(self.backend, codewords, np.arange(before, wanted), sample, fitted.middle)
 
     def _fit(
         self, stream: RowStream, fits: Mapping[str, FieldFit], selections: _Selections
@@ -309,7 +329,7 @@ class Pipeline:
         total, done = stream.rows_of(final.keys()), 0
         writer: PlaneWriter | None = None
         with ExitStack() as stack:
-            for piece, found in self._assigned(stream, final.keys(), codebooks):
+            for piece, nearest in self._assigned(stream, final.keys(), codebooks):
                 segment = piece.segment
                 name = segment.field
                 if writer is None:
@@ -320,18 +340,31 @@ class Pipeline:
                             len(final[name]),
                         )
                     )
+                    changes = self._changes(name, final[name])
                     errors = ErrorSums()
                     uses = np.zeros(len(final[name]), np.int64)
+                weights = piece.weights if self.weighted(name) else None
+                found = nearest
+                if changes is not None:
+                    found = changes.decide(segment.start, piece.rows_read(), weights, nearest)
                 writer.append(found.codes)
                 assert found.distances is not None
-                errors.add(found.distances, piece.weights if self.weighted(name) else None)
+                errors.add(found.distances, weights)
                 uses += np.bincount(found.codes, minlength=len(uses))
                 done += segment.n_rows
                 self.progress(Progress("codes", done, total))
                 if segment.start + segment.n_rows == self.source.fields[name].n_rows:
                     stack.pop_all().close()
                     writer = None
-                    self._finish(name, statistics[name], fits.get(name), stored[name], errors, uses)
+                    self._finish(
+                        name, statistics[name], fits.get(name), stored[name], errors, uses, changes
+                    )
+
+    def _changes(self, name: str, codewords: Float32) -> Changes | None:
+        """Return what decides the codes of an updated field; None where the nearest is the code."""
+        if name not in self.last:
+            return None
+        return Changes(self.last[name], codewords, weighted=self.weighted(name))
 
     def _assigned(
         self, stream: RowStream, fields: Collection[str], codebooks: Any
@@ -359,12 +392,16 @@ class Pipeline:
         codebook: StoredCodewords,
         errors: ErrorSums,
         uses: Int64,
+        changes: Changes | None,
     ) -> None:
         record = self._record(name, statistics, fitted, weighted=errors.weighted)
+        if changes is not None:
+            record |= changes.record(self.source.fields[name].n_rows, errors.sse)
         record["sse"] = errors.sse
         record["weighted_sse"] = errors.weighted_sse if errors.weighted else None
         record["unused_codewords"] = [int(code) for code in np.flatnonzero(uses == 0)]
         record["most_rows_of_a_codeword"] = int(uses.max())
+        record["out_of_vocabulary"] = most_central(codebook.decoded(), uses)
         self.codebooks[name] = codebook
         self.levels[name] = levels = self._in_levels(name, uses)
         self.records[name] = record
@@ -420,7 +457,9 @@ class Pipeline:
             values, scales = self.source.read_stored(name, 0, table.n_rows), None
         else:
             values, scales = stored.values, stored.scales
-        levels = self.levels.get(name)
+        levels, record = self.levels.get(name), self.records[name]
+        if stored is None:
+            record = record | {"out_of_vocabulary": most_central(as_float32(values))}
         return EncodedField(
             name=table.name,
             n_rows=table.n_rows,
@@ -429,7 +468,7 @@ class Pipeline:
             encoding="identity" if stored is None else "planes" if levels is None else "levels",
             codebook=values,
             codes=None if stored is None or not table.n_rows else self.codes_path(name),
-            record=self.records[name],
+            record=record,
             scales=scales,
             levels=levels,
         )

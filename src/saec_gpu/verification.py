@@ -13,6 +13,7 @@ from saec_gpu.artifact import Artifact, CompressedField
 from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.error import ErrorSums
+from saec_gpu.clustering.margin import keep_codes
 from saec_gpu.clustering.statistics import check_rows, check_weights
 from saec_gpu.compression import parse_bytes
 from saec_gpu.data import Codebook, Progress, ProgressFunction
@@ -197,8 +198,8 @@ def _unread(field: CompressedField) -> FieldVerification:
     return FieldVerification(field.name, 0, error, error, None, None, retrained=retrained)
 
 
-def tables_of(artifact: Artifact, source: TableSource) -> TableSource:
-    """Return the artifact's fields of a source.
+def tables_of(artifact: Artifact, source: TableSource, *, same_rows: bool = True) -> TableSource:
+    """Return the artifact's fields of a source, which may have other numbers of rows if so said.
 
     Raises
     ------
@@ -213,11 +214,12 @@ def tables_of(artifact: Artifact, source: TableSource) -> TableSource:
                 f'the artifact has a field "{name}", but the tables have not; they have '
                 f"{sorted(source.fields)}"
             )
-        if (table.n_rows, table.dim, table.dtype) != (one.n_rows, one.dim, one.dtype):
+        same = (table.dim, table.dtype) == (one.dim, one.dtype)
+        if not same or (same_rows and table.n_rows != one.n_rows):
+            given = "the tables it was made from" if same_rows else "tables of the same kind"
             raise SourceError(
                 f'field "{name}" is {one.n_rows} × {one.dim} {one.dtype} in the artifact and '
-                f"{table.n_rows} × {table.dim} {table.dtype} in the tables; give the tables it was "
-                "made from"
+                f"{table.n_rows} × {table.dim} {table.dtype} in the tables; give {given}"
             )
     # Among more tables than were compressed, weights are told from unknown names as they were then.
     return source if len(source.fields) == len(artifact) else source.select(artifact.names)
@@ -256,8 +258,15 @@ def _check_field(
         else:
             assigned = engine.assign(piece.rows, codebooks, distances=True)
             assert assigned.distances is not None
-            distances = assigned.distances
-            wrong += int((assigned.codes != one.codes_between(rows.start, rows.stop)).sum())
+            codes, distances = assigned.codes, assigned.distances
+            stored = one.codes_between(rows.start, rows.stop)
+            if one.record["rule"] == "margin":
+                # every row that the rule could have left at its last code is given the stored one
+                keep_codes(
+                    piece.rows_read(), stored.astype(np.int64), one.codebook,
+                    1.0 + one.record["margin"], codes, distances,
+                )  # fmt: skip
+            wrong += int((codes != stored).sum())
         errors.add(distances, piece.weights if work.weighted else None)
         report(segment.n_rows)
     return wrong, errors
