@@ -45,6 +45,7 @@ LEVELS = {
     "delta": 8,
     "": 14,
     "console": 15,
+    "printing": 16,
     "doctor": 15,
     "bench": 16,
     "report": 16,

@@ -14,13 +14,12 @@ import numpy as np
 import typer
 from typer.core import TyperCommand
 
-from saec_gpu import console
+from saec_gpu import console, printing
 from saec_gpu.errors import MissingExtraError, ParamError, SaecError
 from saec_gpu.version import __version__
 
 if TYPE_CHECKING:
-    from saec_gpu.artifact import Artifact
-    from saec_gpu.verification import Verification
+    pass
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
@@ -199,6 +198,24 @@ Memory = Annotated[
         "given. Larger tables are read again in each pass.",
     ),
 ]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="Folder from which the same command continues after a kill or Ctrl-C."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an artifact at --out, in one step.")
+]
+Tolerance = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Stop a field when its codewords moved by at most this share of the mean variance of "
+        "a column.",
+    ),
+]
+ChunkRows = Annotated[
+    int | None, typer.Option(min=1, help="Rows of one read; chosen if not given.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 
 
@@ -233,12 +250,12 @@ def demo(
         found = check(artifact, tables, weights=counts, backend=backend, threads=threads)
         if as_json:
             console.print_json(
-                {**_artifact_json(artifact), "seconds": seconds, "verified": found.ok}
+                {**printing.artifact_json(artifact), "seconds": seconds, "verified": found.ok}
             )
         else:
-            _print_artifact(artifact)
-            _print_sizes(artifact, seconds)
-            _print_verification(found)
+            printing.print_artifact(artifact)
+            printing.print_sizes(artifact, seconds)
+            printing.print_verification(found)
             if out is not None:
                 print(f"kept in {out}")
     _exit_unless(found.ok)
@@ -267,30 +284,16 @@ def compress(
         ),
     ] = "auto",
     fields: Fields = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(help="Folder from which the same command continues after a kill or Ctrl-C."),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an artifact at --out, in one step.")
-    ] = False,
+    checkpoint: Checkpoint = None,
+    overwrite: Overwrite = False,
     memory: Memory = None,
     threads: Threads = None,
     backend: Backend = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Keys every random draw.")] = 0,
     max_iter: Annotated[int, typer.Option(min=1, help="Most passes of the fit.")] = 25,
-    tol: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Stop a field when its codewords moved by at most this share of the mean variance "
-            "of a column.",
-        ),
-    ] = 1e-4,
+    tol: Tolerance = 1e-4,
     fast: Fast = None,
-    chunk_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows of one read; chosen if not given.")
-    ] = None,
+    chunk_rows: ChunkRows = None,
     as_json: Json = False,
 ) -> None:
     """Compress the embedding tables of SOURCE into an artifact.
@@ -314,10 +317,10 @@ def compress(
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if as_json:
-        console.print_json(_artifact_json(artifact))
+        console.print_json(printing.artifact_json(artifact))
     else:
-        _print_artifact(artifact)
-        _print_sizes(artifact, time.perf_counter() - begun)
+        printing.print_artifact(artifact)
+        printing.print_sizes(artifact, time.perf_counter() - begun)
 
 
 def _scales(options: Sequence[str] | None) -> dict[str, float] | None:
@@ -376,73 +379,121 @@ def _by_field(asked: Mapping[str | None, int | float], fields: Iterable[str]) ->
     return {name: asked.get(name, default) for name in names}
 
 
-def _artifact_json(artifact: Artifact) -> dict[str, Any]:
-    return {
-        "artifact": str(artifact.path),
-        "table_bytes": artifact.table_bytes,
-        "counted_bytes": artifact.counted_bytes,
-        "disk_bytes": artifact.disk_bytes,
-        "ratio": artifact.ratio,
-        "fields": artifact.manifest["fields"],
-        "run": artifact.run,
-    }
+@_command(
+    "update last.saec model.safetensors --weights counts.safetensors --out now.saec",
+    "update served.saec model.safetensors --out now.saec --delta now.delta",
+)
+def update(
+    last: Annotated[
+        Path, typer.Argument(metavar="LAST", help="The artifact of the last hour, a folder *.saec.")
+    ],
+    source: Source,
+    out: Annotated[Path, typer.Option(help="Artifact to write, customarily NAME.saec.")],
+    weights: Weights = None,
+    previous_rows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Where rows have other numbers now: the number that each had, -1 for a new one; "
+            "the same formats, one vector a field.",
+        ),
+    ] = None,
+    delta: Annotated[
+        Path | None,
+        typer.Option(help="Also write here what changed, for `saec apply` where LAST is served."),
+    ] = None,
+    margin: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="A row keeps its code while its squared distance is at most 1 + this times the "
+            "least one.",
+        ),
+    ] = 0.2,
+    checkpoint: Checkpoint = None,
+    overwrite: Overwrite = False,
+    memory: Memory = None,
+    threads: Threads = None,
+    backend: Backend = "auto",
+    max_iter: Annotated[int, typer.Option(min=1, help="Most passes of the fit.")] = 3,
+    tol: Tolerance = 1e-4,
+    chunk_rows: ChunkRows = None,
+    as_json: Json = False,
+) -> None:
+    """Bring an artifact up to the tables of now, with as few other codes as need be.
+
+    Rows may have been added, removed and changed. Codewords go on from those of LAST and keep their
+    numbers; a field that has grown gets more. Shown are churn, the share of rows whose code
+    changed; drift, the mean squared distance of a row relative to the last one; staleness, the
+    error of serving LAST on, relative to the new one.
+    """
+    from saec_gpu.artifact import load
+    from saec_gpu.delta import write_delta
+    from saec_gpu.updating import update as run
+
+    before = load(last)
+    begun = time.perf_counter()
+    with console.ProgressDisplay(quiet=as_json) as progress:
+        artifact = run(
+            before, source, weights=weights, previous_rows=previous_rows, out=out, margin=margin,
+            max_iter=max_iter, tol=tol, backend=backend, chunk_rows=chunk_rows, memory=memory,
+            threads=threads, checkpoint=checkpoint, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+        seconds = time.perf_counter() - begun
+    delta_bytes = None
+    if delta is not None:
+        delta_bytes = write_delta(before, artifact, delta).stat().st_size
+    if as_json:
+        console.print_json(printing.artifact_json(artifact) | {"delta_bytes": delta_bytes})
+        return
+    printing.print_changes(artifact)
+    printing.print_sizes(artifact, seconds)
+    if delta_bytes is not None:
+        print(f"what changed is in {delta}: {console.human_bytes(delta_bytes)}")
 
 
-def _print_artifact(artifact: Artifact) -> None:
-    columns = (
-        "field", "rows", "dim", "clustered", "codewords", "dtype", "bits", "passes", "before",
-        "after", "error",
-    )  # fmt: skip
-    rows = []
-    for entry in artifact.manifest["fields"]:
-        whole = entry["encoding"] == "identity"
-        sse = entry.get("sse", 0.0)
-        rows.append(
-            (
-                entry["name"],
-                console.human_number(entry["rows"]),
-                entry["dim"],
-                "" if whole else console.human_number(entry.get("clustered_rows", 0)),
-                "whole" if whole else console.human_number(entry["codewords"]),
-                entry["codewords_dtype"],
-                _bits_of_codes(entry),
-                entry.get("iterations", ""),
-                console.human_bytes(entry["table_bytes"]),
-                console.human_bytes(entry["codebook_bytes"] + entry["code_bytes"]),
-                "retrained" if sse is None else console.human_number(sse),
-            )
-        )
-    console.print_table(columns, rows)
+@_command("delta last.saec now.saec --out now.delta")
+def delta(
+    last: Annotated[Path, typer.Argument(metavar="LAST", help="The artifact that is served.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The one to be served.")],
+    out: Annotated[Path, typer.Option(help="File to write; replaced if it is there.")],
+    as_json: Json = False,
+) -> None:
+    """Write what changed from one artifact to another, in one file for `saec apply`."""
+    from saec_gpu.artifact import load
+    from saec_gpu.delta import write_delta
+
+    now = load(new)
+    size = write_delta(load(last), now, out).stat().st_size
+    if as_json:
+        console.print_json({"out": str(out), "bytes": size, "artifact_bytes": now.disk_bytes})
+    else:
+        whole = console.human_bytes(now.disk_bytes)
+        print(f"{out}: {console.human_bytes(size)}; the new artifact has {whole}")
 
 
-def _bits_of_codes(entry: Mapping[str, Any]) -> str:
-    """Return the bits that the codes take a row, and how they are stored where not in planes."""
-    match entry["encoding"]:
-        case "identity":
-            return ""
-        case "levels":
-            return f"{8 * entry['code_bytes'] / entry['rows']:.2f} levels"
-        case _:
-            return str(entry["bits"])
+@_command("apply served.saec now.delta", "apply last.saec now.delta --out now.saec")
+def apply(
+    artifact: Artifact_,
+    delta: Annotated[Path, typer.Argument(metavar="DELTA", help="File of `saec delta`.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Artifact to write; ARTIFACT is replaced if not given.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Make the new artifact of the last one and a delta, byte for byte, in one step.
 
+    Every file is held against its SHA-256 before it is put in place. A delta that was applied
+    already changes nothing.
+    """
+    from saec_gpu.delta import apply_delta
 
-def _print_sizes(artifact: Artifact, seconds: float | None = None) -> None:
-    errors = [entry.get("sse", 0.0) for entry in artifact.manifest["fields"]]
-    known = [error for error in errors if error is not None]
-    retrained = len(errors) - len(known)
-    besides = f", {console.counted(retrained, 'retrained field')} aside" if retrained else ""
-    print(
-        f"{console.human_bytes(artifact.table_bytes)} → "
-        f"{console.human_bytes(artifact.counted_bytes)}, {artifact.ratio:.2f} times smaller "
-        f"({console.human_bytes(artifact.disk_bytes)} on disk); sum of squared distances "
-        f"{console.human_number(sum(known))}{besides}"
-    )
-    if seconds is not None:
-        run = artifact.run
-        shares = run["rechecked_share"].values()
-        rechecked = f"; {max(shares):.2%} of a field's rows rechecked at most" if shares else ""
-        threads = console.counted(run["threads"], "thread")
-        print(f"{seconds:.1f} s on {run['backend']} with {threads}{rechecked}")
+    made = apply_delta(artifact, delta, out, overwrite=overwrite)
+    if as_json:
+        console.print_json(printing.artifact_json(made))
+    else:
+        print(f"{made.path}: {made.manifest['sha256'][:12]}…, every file as it should be")
 
 
 @_command(
@@ -542,10 +593,10 @@ def _inspect_artifact(path: str, *, as_json: bool) -> None:
 
     artifact = load(path)
     if as_json:
-        console.print_json(_artifact_json(artifact))
+        console.print_json(printing.artifact_json(artifact))
     else:
-        _print_artifact(artifact)
-        _print_sizes(artifact)
+        printing.print_artifact(artifact)
+        printing.print_sizes(artifact)
 
 
 @_command(
@@ -594,22 +645,8 @@ def verify(
             {"ok": found.ok, "problems": found.problems, "notes": found.notes, "fields": fields}
         )
     else:
-        _print_verification(found)
+        printing.print_verification(found)
     _exit_unless(found.ok)
-
-
-def _print_verification(found: Verification) -> None:
-    for problem in found.problems:
-        console.complain(problem)
-    for note in found.notes:
-        print(note)
-    checked = len(found.fields) - len(found.notes)
-    if found.ok and checked:
-        weighted = any(field.weighted_sse is not None for field in found.fields)
-        print(
-            f"verified: {console.counted(checked, 'field')}, every code and every "
-            f"{'error, weighted too,' if weighted else 'error'} to the last bit"
-        )
 
 
 def _exit_unless(ok: bool) -> None:
