@@ -280,6 +280,12 @@ def update(
             mean = math.ldexp(float(partial.sums[c][j]) / float(weight_sum), a_j)
             mean = min(max(mean, minimum[j]), maximum[j])
             new[c, j] = np.float32(mean) + np.float32(0)  # no -0.0
+    return repaired(new, live, sample, table)
+
+
+def repaired(codewords: Table, used: Sequence[int], sample: Sample, table: Table) -> Table:
+    """F: the codewords that are not used refilled, ascending."""
+    new, live = codewords.copy(), list(used)
     for c in [c for c in range(len(new)) if c not in live]:
         words = new[live].tolist()
         g = [
@@ -398,6 +404,53 @@ def fit(
     without_rows = [c for c in range(len(codewords)) if c not in codes]
     counts = [counts[c] for c in order]
     return Fit(codewords, codes, iterations, stopped, counts, without_rows)
+
+
+def next_hour(
+    rows: Any,
+    weights: Any,
+    last: Any,
+    last_codes: Sequence[int],
+    k: int,
+    *,
+    margin: float,
+    max_iter: int,
+    field: str,
+    codewords_dtype: str,
+    seed: int = 0,
+    tol: float = 1e-4,
+) -> tuple[Table, list[int]]:
+    """What an update stores: codewords that go on from the `last` ones, and codes by the margin.
+
+    `last_codes` holds -1 for rows that had none.
+    """
+    table = as_rows(rows)
+    w = field_weights(weights, len(table))
+    found = statistics(table, w, k)
+    drawn = sample(table, w, k, seed, field)
+    first = np.zeros((max(k, len(last)), table.shape[1]), np.float32)
+    first[: len(last)] = as_rows(last)
+    first = repaired(first, range(len(last)), drawn, table)
+    codewords, _, _, _ = lloyd(table, w, first, found, drawn, tol, max_iter)
+    stored = as_stored(codewords, codewords_dtype)
+    words = stored.tolist()
+    codes: list[int] = []
+    for x, before in zip(table.tolist(), last_codes, strict=True):
+        code, least = nearest(x, words)
+        stays = before >= 0 and dist(x, words[before]) <= (1.0 + margin) * least
+        codes.append(before if stays else code)
+    return stored, codes
+
+
+def most_central(codewords: Any, uses: Sequence[int]) -> int:
+    """codewords.py: the codeword nearest to the mean of the rows as they are served."""
+    words = as_rows(codewords).tolist()
+    rows = total(float(n) for n in uses)
+    means = [
+        total(float(n) * c_j for n, c_j in zip(uses, column, strict=True)) / rows
+        for column in zip(*words, strict=True)
+    ]
+    return nearest(np.array(means).astype(np.float32).tolist(), words)[0]
 
 
 def errors(rows: Any, weights: Any, codewords: Any, codes: Sequence[int]) -> tuple[float, float]:
