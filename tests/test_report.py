@@ -237,8 +237,9 @@ def test_run_and_update(artifact: Artifact) -> None:
     }
     assert sections.run(entries, {}) == {"seconds": {}, "fields": []}
     assert sections.update(entries) == []
-    assert sections.update([{**entries[0], "churn": 0.25, "drift": 1.5}, entries[1]]) == [
-        {"name": "item", "churn": 0.25, "drift": 1.5}
+    changes = {"rule": "margin", "churn": 0.25, "drift": 1.5, "staleness": 2.0}
+    assert sections.update([{**entries[0], **changes}, entries[1]]) == [
+        {"name": "item", "churn": 0.25, "drift": 1.5, "staleness": 2.0}
     ]
 
 
@@ -392,7 +393,9 @@ class Whole(HTMLParser):
 
 def hostile(folder: Path) -> Artifact:
     """Return an artifact with everything that a page can show, in fields of any name."""
-    record = {"sse": 8.0, "curve": CURVE, "codewords_asked": 3, "churn": 0.5, "drift": 1.25}
+    record = {"sse": 8.0, "curve": CURVE, "codewords_asked": 3} | {
+        "rule": "margin", "churn": 0.5, "drift": 1.25, "staleness": 1.5,
+    }  # fmt: skip
     return made(
         folder,
         {HOSTILE: [0, 1, 2], "none": [], "x" * 200: [0, 0, 0, 0]},

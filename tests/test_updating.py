@@ -192,7 +192,7 @@ def test_codewords_grow_with_rows_over_many_hours(rng: np.random.Generator, tmp_
 def test_rows_under_other_numbers_keep_their_codes(
     last: tuple[saec.Artifact, Arrays, Arrays], rng: np.random.Generator, tmp_path: Path
 ) -> None:
-    before, tables, lookups = last
+    before, tables, _ = last
     order = rng.permutation(len(tables["item"]) + 20)
     previous = np.where(order < len(tables["item"]), order, NO_CODE)
     rows = np.concatenate([tables["item"], np.ones((20, 5), np.float32)])[order]
@@ -335,8 +335,8 @@ def test_what_is_refused(
     broken[9, 1] = np.nan
     with pytest.raises(NonFiniteRowError, match='row 9 of field "user"'):
         saec.update(before, tables | {"user": broken}, out=out)
+    weights = lookups | {"user": np.where(np.arange(601) == 3, -1.0, 1.0)}
     with pytest.raises(WeightError, match='row 3 of field "user"'):
-        weights = lookups | {"user": np.where(np.arange(601) == 3, -1.0, 1.0)}
         saec.update(before, tables, weights=weights, out=out)
     with pytest.raises(ArtifactError, match="exists"):
         saec.update(before, tables, out=before.path)

@@ -485,7 +485,7 @@ class CompressedField:
 
         Of a field kept whole a row number. None of a field without rows.
         """
-        code: int | None = self.record["out_of_vocabulary"]
+        code: int | None = self.record.get("out_of_vocabulary")
         return code
 
     def lookup(self, rows: ArrayLike, *, out_of_vocabulary: bool = False) -> NDArray[np.float32]:
@@ -512,11 +512,16 @@ class CompressedField:
         O(1) a row: a few bytes of codes, in levels a line of the cache for each of at most five,
         and one codeword. The first look-up in levels compiles a loop, once a machine.
         """
-        if out_of_vocabulary and self.n_rows:
+        if out_of_vocabulary:
+            code = self.out_of_vocabulary
+            if code is None:
+                raise ArtifactError(
+                    f'field "{self.name}" has no codeword for rows out of its vocabulary: it has '
+                    "no rows, or was not made by compress or update"
+                )
             numbers = np.asarray(rows)
             known = (numbers >= 0) & (numbers < self.n_rows)
-            codes = self.codes_of(np.where(known, numbers, 0))
-            return self._decoded(np.where(known, codes, self.record["out_of_vocabulary"]))
+            return self._decoded(np.where(known, self.codes_of(np.where(known, numbers, 0)), code))
         if self.encoding == "identity":
             return self._decoded(row_numbers(rows, self.n_rows, field=self.name))
         return self._decoded(self.codes_of(rows))

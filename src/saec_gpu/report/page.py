@@ -340,6 +340,7 @@ def _update(update: Sequence[Mapping[str, Any]]) -> Section:
             shown(one["name"]),
             NONE if one["churn"] is None else f"{one['churn']:.3%}",
             NONE if one["drift"] is None else f"{one['drift']:.4f}",
+            NONE if one["staleness"] is None else f"{one['staleness']:.4f}",
         )
         for one in update
     ]
@@ -347,10 +348,11 @@ def _update(update: Sequence[Mapping[str, Any]]) -> Section:
         "update",
         "Since the last artifact",
         [
-            "Churn is the share of rows whose code changed; drift is the error relative to that of "
-            "the artifact before (1: as large).",
+            "Churn is the share of the rows that stayed whose code changed; drift is the mean "
+            "squared distance of a row relative to the artifact before (1: as large); staleness is "
+            "the error of serving that one on, relative to the new one.",
         ],
-        table=Table("Churn and drift", ("field", "churn", "drift"), rows),
+        table=Table("What an update changed", ("field", "churn", "drift", "staleness"), rows),
     )
 
 

@@ -2,8 +2,7 @@
 
 Read are the manifest and `run.json`. Of a field's entry in the manifest, beside what every field
 has: `curve` (list of points, see `curves`) where it was made under a byte budget, and where it was
-made by an update `churn`, the share of its rows whose code changed, and `drift`, its sum of squared
-distances relative to that of the artifact before (1: as large).
+made by an update `churn`, `drift` and `staleness` (`Changes.record` of clustering/margin.py).
 """
 
 from __future__ import annotations
@@ -221,11 +220,11 @@ def run(entries: Sequence[Entry], record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def update(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return churn and drift of the fields that an update made; none of a first compression."""
+    """Return what an update changed, field by field; nothing of a first compression."""
     return [
-        {"name": entry["name"], "churn": entry.get("churn"), "drift": entry.get("drift")}
+        {key: entry[key] for key in ("name", "churn", "drift", "staleness")}
         for entry in by_table_bytes(entries)
-        if "churn" in entry or "drift" in entry
+        if entry.get("rule") == "margin"
     ]
 
 
