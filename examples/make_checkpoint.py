@@ -5,6 +5,8 @@ The checkpoint holds what a click model has: one embedding table per field, unde
 counts are one vector per embedding table, under the same name. Needs no torch.
 
     python examples/make_checkpoint.py --out model.safetensors --counts counts.safetensors
+
+With --later it is the same model an hour later: each table has grown, and some rows are other ones.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from saec_gpu.synthetic import recommender_tables
 
 FIELDS = ("user", "item", "tag", "brand", "shop", "city", "category", "hour")  # most rows first
 HIDDEN = (64, 32, 1)
+CHANGED, GROWTH, NOISE = 0.1, 0.02, 0.1  # an hour, of rows; of values
 
 
 def layers(n_inputs: int, seed: int) -> dict[str, NDArray[np.float32]]:
@@ -34,6 +37,21 @@ def layers(n_inputs: int, seed: int) -> dict[str, NDArray[np.float32]]:
     return found
 
 
+def later(
+    rows: NDArray[np.float32], counts: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return a table and its lookups an hour later; rows that change become like others."""
+    n_rows, dim = rows.shape
+    n_new = round(GROWTH * n_rows)
+    changed = rng.choice(n_rows, round(CHANGED * n_rows), replace=False)
+    models = rng.integers(n_rows, size=len(changed) + n_new)
+    made = rows[models] + np.float32(NOISE) * rng.standard_normal((len(models), dim), np.float32)
+    moved = rows.copy()
+    moved[changed] = made[: len(changed)]
+    new = slice(len(changed), None)
+    return np.concatenate([moved, made[new]]), np.concatenate([counts, counts[models[new]]])
+
+
 def main() -> None:
     """Write both files and say what is in them."""
     parser = argparse.ArgumentParser(
@@ -44,14 +62,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000, help="rows of all fields together")
     parser.add_argument("--dim", type=int, default=16, help="columns of every embedding table")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--later", action="store_true", help="an hour later")
     options = parser.parse_args()
 
     made, lookups = recommender_tables(options.rows, len(FIELDS), options.dim, options.seed)
     by_size = sorted(made, key=lambda name: (-len(made[name]), name))
+    rng = np.random.default_rng([options.seed, options.later])
     tables, counts = {}, {}
     for field, name in zip(FIELDS, by_size, strict=True):
-        tables[f"embedding.{field}.weight"] = made[name]
-        counts[f"embedding.{field}.weight"] = lookups[name]
+        table, seen = made[name], lookups[name]
+        if options.later:
+            table, seen = later(table, seen, rng)
+        tables[f"embedding.{field}.weight"] = table
+        counts[f"embedding.{field}.weight"] = seen
     save_file({**tables, **layers(len(FIELDS) * options.dim, options.seed)}, options.out)
     n_bytes = sum(table.nbytes for table in tables.values())
     print(f"{options.out}: {len(tables)} embedding tables, {n_bytes:,} bytes, and an MLP")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from saec_gpu.bench import billion, fast
+from saec_gpu.bench import billion, fast, hours
 from saec_gpu.bench import run as runner
 from saec_gpu.bench.agreement import defined_codes, inertia
 from saec_gpu.bench.cases import CASES, CaseData, FieldData, cases, find_case, load_case, write_case
@@ -470,6 +471,34 @@ def test_fast_record(tmp_path: Path) -> None:
     failed = subprocess.run([*command, "--rows", "0"], capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert "error: n_rows is 0" in failed.stderr
+
+
+def test_hours_are_as_they_are_told() -> None:
+    n_hours = 4
+    made = list(hours.hours(4000, n_hours, seed=3))
+    assert len(made) == 1 + n_hours
+    for (tables, counts), (later, later_counts) in itertools.pairwise(made):
+        for name, rows in tables.items():
+            stayed = later[name][: len(rows)]
+            changed = (stayed != rows).any(axis=1)
+            assert changed.sum() == int(hours.CHANGED * len(rows))
+            assert len(later_counts[name]) == len(later[name]) >= len(rows)
+            assert (later_counts[name][: len(rows)] == counts[name]).all()
+    first, last = (sum(len(rows) for rows in made[at][0].values()) for at in (0, -1))
+    assert first == pytest.approx(4000, rel=0.05)
+    assert last == pytest.approx(first * 1.02**n_hours, rel=0.01)
+
+
+def test_hours_record(tmp_path: Path) -> None:
+    hours.main(["--rows", "3000", "--hours", "2", "--append", str(tmp_path / "records.jsonl")])
+    (record,) = read_records([tmp_path / "records.jsonl"])
+    assert record["op"] == "hours"
+    assert len(record["hours"]) == 2
+    for one in record["hours"]:
+        assert one["delta_bytes"] > 0
+        assert one["seconds"].keys() == {"update", "anew"}
+    for key in ("churn", "error", "weighted_error", "speed"):
+        assert record[key]["least"] <= record[key]["median"] <= record[key]["greatest"]
 
 
 def test_selection_record() -> None:

@@ -365,6 +365,7 @@ def test_hours(tmp_path: Path) -> None:
     assert [record["hour"] for record in once] == [1, 2]
     for record, same in zip(once, again, strict=True):
         assert record["table_bytes"] / record["counted_bytes"] >= 20
+        assert (record["churn"] is None) == (record["hour"] == 1)
         assert record["table_bytes"] == record["rows"] * 17 * 4
         assert record["codewords"] < record["rows"]
         del record["seconds"], same["seconds"]

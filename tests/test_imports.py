@@ -55,6 +55,7 @@ LEVELS = {
 # (from, to) that may point up, and why. Only where it runs on call or for
 # the type checker alone, so that no import is circular.
 EXCEPTIONS = {
+    ("artifact", "assignment"): "artifact.assign(field, rows), likewise",
     ("artifact", "verification"): "artifact.verify(tables) is a method; it loads backends on call",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -343,8 +344,9 @@ def test_what_is_refused(
     with pytest.raises(ArtifactError, match="no artifact"):
         saec.update(tmp_path / "none.saec", tables, out=out)
     assert not out.exists()
+    caplog.set_level(logging.INFO, "saec_gpu")
     saec.update(before, tables | {"new": tables["user"]}, out=out)
-    assert "the artifact has no new; compress anew" in caplog.text
+    assert "left out, for the artifact does not have them: new" in caplog.text
 
 
 def test_a_code_that_the_margin_does_not_allow_is_found(

@@ -93,6 +93,9 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--ratio", type=float, default=PUBLISHED_RATIO, help="counted bytes")
     added.add_argument("--clicks", type=int, default=CLICKS_AN_HOUR, help="an hour")
     added.add_argument("--seed", type=int, default=0, help="of stream, model and training")
+    added.add_argument(
+        "--anew", action="store_true", help="cluster anew each hour, instead of an update"
+    )
     return made
 
 

@@ -200,18 +200,25 @@ def serve_hours(options: argparse.Namespace) -> None:
     records = []
     for record in hours(
         options.hours, seed=options.seed, clicks=options.clicks, ratio=options.ratio,
-        folder=options.run,
+        folder=options.run, anew=options.anew,
     ):  # fmt: skip
         records.append(record)
         smaller = record["table_bytes"] / record["counted_bytes"]
+        changed = "" if record["churn"] is None else f", {record['churn']:.1%} of codes changed"
         print(
             f"hour {record['hour']:2}: AUC {record['full']['auc']:.4f} full, "
             f"{record['post']['auc']:.4f} compressed, {record['retrained']['auc']:.4f} retrained; "
-            f"{smaller:.1f} times smaller; {sum(record['seconds'].values()):.1f} s"
+            f"{smaller:.1f} times smaller{changed}; {sum(record['seconds'].values()):.1f} s"
         )
     write_json(
         options.run / "hours.json",
-        {"seed": options.seed, "clicks": options.clicks, "ratio": options.ratio, "hours": records},
+        {
+            "seed": options.seed,
+            "clicks": options.clicks,
+            "ratio": options.ratio,
+            "anew": options.anew,
+            "hours": records,
+        },
     )
     for path in draw(records, options.run):
         print(path)

@@ -28,15 +28,17 @@ from .training import Training, adam, measure, run_epoch
 HOURLY = Training(l2=5e-4, batch=512)
 HOURLY_RETRAINING = Training(learning_rate=1e-4, l2=5e-4, batch=2048)
 
+RATIO_KEPT = 0.9  # of what was asked; below it, tables are clustered anew
+
 
 def hours(
-    n: int, *, seed: int, clicks: int, ratio: float, folder: Path
+    n: int, *, seed: int, clicks: int, ratio: float, folder: Path, anew: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Yield what each of n hours costs and reaches, when it is served the hour after.
 
     The full model goes on training from hour to hour. The compressed one is made of it each hour:
-    its tables clustered, the codewords and dense layers then trained on that hour's clicks once
-    more, codes frozen.
+    the last artifact, codewords trained, is updated to its tables (see `cluster`); the
+    codewords and dense layers are then trained on that hour's clicks once more, codes frozen.
 
     Parameters
     ----------
@@ -44,19 +46,23 @@ def hours(
         How many times smaller the tables shall be, counted bytes.
     folder : Path
         The artifact of the current hour lies there, as `hour.saec`.
+    anew : bool
+        Cluster anew each hour, not in the first alone.
 
     Yields
     ------
     record : dict
         `hour` from 1; `full`, `post` and `retrained`, each AUC and log loss on the next hour's
         clicks; `rows` and `codewords` of all fields; `table_bytes` and `counted_bytes`; `seconds`
-        of `train`, `cluster` and `retrain`.
+        of `train`, `cluster` and `retrain`; after an update `churn`, the share of all rows that
+        stayed whose code changed.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model, optimizer = None, None
     stream = islice(click_hours(seed, clicks=clicks), n + 1)
     seen: dict[str, NDArray[np.float32]] = {}
+    place, last = folder / "hour.saec", None
     for hour, ((vocabularies, now), (_, later)) in enumerate(pairwise(stream), 1):
         begun = time.perf_counter()
         if model is None or optimizer is None:
@@ -66,7 +72,7 @@ def hours(
         run_epoch(model, now, optimizer, HOURLY, generator)
         trained = time.perf_counter()
         seen = added(seen, lookup_counts(now, vocabularies))
-        artifact = cluster(model, seen, ratio, folder / "hour.saec")
+        artifact = cluster(model, seen, ratio, place, None if anew else last)
         clustered = time.perf_counter()
         small = compress_module(copy.deepcopy(model), artifact)
         served = known(later, vocabularies)
@@ -74,7 +80,8 @@ def hours(
         before_retraining = time.perf_counter()
         optimizer_of_small = adam(small, HOURLY_RETRAINING.learning_rate)
         run_epoch(small, now, optimizer_of_small, HOURLY_RETRAINING, generator)
-        written_back(small, artifact, folder / "hour.saec")
+        written_back(small, artifact, place)
+        last = saec.load(place)
         retrained = time.perf_counter()
         yield {
             "hour": hour,
@@ -85,6 +92,7 @@ def hours(
             "codewords": sum(artifact[name].n_codewords for name in artifact),
             "table_bytes": artifact.table_bytes,
             "counted_bytes": artifact.counted_bytes,
+            "churn": churn(artifact),
             "seconds": {
                 "train": trained - begun,
                 "cluster": clustered - trained,
@@ -94,11 +102,34 @@ def hours(
 
 
 def cluster(
-    model: DeepFM, counts: Mapping[str, NDArray[np.float32]], ratio: float, out: Path
+    model: DeepFM,
+    counts: Mapping[str, NDArray[np.float32]],
+    ratio: float,
+    out: Path,
+    last: Artifact | None,
 ) -> Artifact:
-    """Return the artifact of the model's tables, clustered anew; it replaces the one at `out`."""
+    """Return the artifact of the model's tables; it replaces the one at `out`.
+
+    The last one is updated, unless the codes have become too long by that: they are short where
+    codewords are in order of use, and these keep their numbers while uses change.
+    """
     weights = {table_name(field): seen for field, seen in counts.items()}
+    if last is not None:
+        updated = saec.update(last, tables(model), weights=weights, out=out, overwrite=True)
+        if updated.ratio >= RATIO_KEPT * ratio:
+            return updated
     return saec.compress(tables(model), weights=weights, ratio=ratio, out=out, overwrite=True)
+
+
+def churn(artifact: Artifact) -> float | None:
+    """Return the share of rows whose code an update changed, of all that stayed."""
+    changed = stayed = 0
+    for name in artifact:
+        record = artifact[name].record
+        if record["rule"] == "margin":
+            changed += record["codes_changed"]
+            stayed += artifact[name].n_rows - record["rows_added"]
+    return changed / stayed if stayed else None
 
 
 def added(

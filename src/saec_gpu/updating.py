@@ -40,8 +40,8 @@ def update(
     weights: Any = None,
     previous_rows: Any = None,
     out: str | os.PathLike[str],
-    margin: float = 0.2,
-    max_iter: int = 3,
+    margin: float = 0.3,
+    max_iter: int = 2,
     tol: float = 1e-4,
     backend: str | Backend = "auto",
     chunk_rows: int | None = None,
@@ -120,12 +120,12 @@ def update(
     opened = open_tables(tables)
     source = tables_of(before, opened, same_rows=False)
     if new := sorted(opened.fields.keys() - source.fields.keys()):
-        logger.warning("the artifact has no %s; compress anew to have it in", listed(new))
+        logger.info("left out, for the artifact does not have them: %s", listed(new))
     weight_source = None if weights is None else open_weights(weights, source)
     numbers = None if previous_rows is None else open_weights(previous_rows, source)
     check_numbers(0, max_iter, tol, chunk_rows)
     if not (isinstance(margin, int | float | np.number) and 0 <= margin < math.inf):
-        raise ParamError(f"margin={margin!r} was given; give a finite number from 0, such as 0.2")
+        raise ParamError(f"margin={margin!r} was given; give a finite number from 0, such as 0.3")
     asked = before.manifest["parameters"]
     params = Params(
         asked.get("seed", 0), int(max_iter), float(tol), "auto", asked.get("codes", "auto"),
