@@ -356,7 +356,7 @@ def test_a_code_that_the_margin_does_not_allow_is_found(
     now, counts = moved_on(tables, lookups, rng)
     made = saec.update(before, now, weights=counts, out=tmp_path / "now.saec")
     far = now["item"].copy()
-    far[5] = made["item"].codebook[made["item"].codes[5] - 1] + np.float32(1e-3)
+    far[5] = made["item"].codebook[made["item"].codes[5].item() - 1] + np.float32(1e-3)
     found = made.verify(now | {"item": far}, weights=counts)
     assert [(one.name, one.wrong_codes) for one in found.fields] == [
         ("brand", 0), ("item", 1), ("user", 0),
