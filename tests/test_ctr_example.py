@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from saec_gpu.bench.records import read_records
 from safetensors.numpy import load_file
 
 import saec_gpu as saec
 from examples.ctr.__main__ import main
-from examples.ctr.arms import decoded, hashed, in_few_bits
+from examples.ctr.arms import decoded, hashed, in_few_bits, most_frequent
 from examples.ctr.data import (
     CRITEO_FIELDS,
     ClickData,
@@ -28,7 +29,16 @@ from examples.ctr.data import (
 from examples.ctr.metrics import auc, by_frequency, log_loss
 from examples.ctr.model import DIM, DeepFM, grow, tables
 from examples.ctr.stream import click_hours, known
-from examples.ctr.training import Training, adam, fit, predict, rows_of_weights, run_epoch
+from examples.ctr.study import differences
+from examples.ctr.training import (
+    Training,
+    adam,
+    fit,
+    predict,
+    rows_of_weights,
+    run_epoch,
+    sensitivities,
+)
 from saec_gpu.nn import CompressedEmbedding, compress_module
 
 TINY = ["--clicks", "300"]  # an hour
@@ -311,6 +321,74 @@ def test_hashing_keeps_small_fields_and_its_bytes() -> None:
         hashed(data, 68 * 2)
 
 
+def test_most_frequent_rows_stay_and_the_others_share_their_mean() -> None:
+    ids = np.array([[0, 0], [0, 0], [0, 0], [1, 0], [1, 1], [2, 3]], np.int32)
+    clicks = Clicks(ids, np.zeros(6, np.float32))
+    data = ClickData({"a": 4, "b": 4}, clicks, clicks, clicks)
+    model = DeepFM(data.vocabularies)
+    a, b = tables(model).values()
+    a[:], b[:] = np.arange(4)[:, None], [[0], [1], [1], [4]]
+    fewer, n_bytes = most_frequent(model, data, 68 * 4 + 67)
+    assert n_bytes == 68 * 4  # two rows that stay and one shared in each field
+    a, b = tables(fewer).values()
+    # row 0 of both is seen most; the means are of rows seen 2, 1, 0 and 1, 0, 1 times
+    np.testing.assert_array_equal(a[:, 0], np.array([0, 4 / 3, 4 / 3, 4 / 3], np.float32))
+    np.testing.assert_array_equal(b[:, 0], np.array([0, 2.5, 2.5, 2.5], np.float32))
+    all_rows, n_bytes = most_frequent(model, data, 68 * 10)
+    assert n_bytes == 68 * 10
+    np.testing.assert_array_equal(predict(all_rows, clicks), predict(model, clicks))
+    with pytest.raises(ValueError, match="less than a row for each of 2 fields"):
+        most_frequent(model, data, 68)
+
+
+def test_most_frequent_rows_where_the_others_are_never_seen() -> None:
+    clicks = Clicks(np.zeros((2, 1), np.int32), np.zeros(2, np.float32))
+    data = ClickData({"a": 3}, clicks, clicks, clicks)
+    model = DeepFM(data.vocabularies)
+    (rows,) = tables(model).values()
+    rows[:] = np.array([[7], [1], [2]])
+    fewer, _ = most_frequent(model, data, 68 * 2)
+    np.testing.assert_array_equal(
+        tables(fewer)["embedding.a.weight"][:, 0], np.array([7, 1.5, 1.5], np.float32)
+    )
+
+
+def test_sensitivity_of_first_order_weights_alone() -> None:
+    # all else is 0: the gradient of the loss is p - y in the last column, and 0 in the vectors
+    model = DeepFM({"a": 2})
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    clicks = Clicks(np.zeros((3, 1), np.int32), np.array([0, 1, 1], np.float32))
+    assert sensitivities(model, clicks) == {"embedding.a.weight": 0.25 / 17}
+
+
+def test_differences_are_paired() -> None:
+    def arm(n_bytes: int, auc: float, decile: float | None) -> dict[str, Any]:
+        return {
+            "bytes": n_bytes,
+            "test": {"auc": auc, "log_loss": -auc},
+            "test_deciles": [{"auc": decile}],
+        }
+
+    runs = [
+        {"full": arm(100, 0.5, 0.25), "post": arm(10, 0.25, 0.5), "other": arm(1, 0, None)},
+        {"full": arm(100, 0.75, None), "post": arm(10, 0.75, 0.5)},
+    ]
+    found = differences(runs)
+    assert list(found) == ["full", "post"]
+    assert found["post"] == {
+        "ratio": 10,
+        "auc": 0.5,
+        "auc_difference": -0.125,
+        "auc_difference_spread": pytest.approx(0.125 * 2**0.5),
+        "log_loss": -0.5,
+        "log_loss_difference": 0.125,
+        "log_loss_difference_spread": pytest.approx(0.125 * 2**0.5),
+        "auc_difference_deciles": [None],
+    }
+    assert differences(runs[:1])["post"]["auc_difference_deciles"] == [0.25]
+
+
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -356,6 +434,67 @@ def test_commands_from_training_to_comparison(
     main(["compress", "--run", str(run), "--codewords", "0.5"])
     main(["evaluate", "--run", str(run)])
     assert "retrained" not in read(run / "evaluate.json")["arms"]
+
+
+def test_study_of_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(tmp_path / f"run-{seed}") for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        main(["train", "--run", run, "--seed", str(seed), "--epochs", "1", *TINY])
+    out = tmp_path / "records.jsonl"
+    main(
+        ["study", *runs, "--ratios", "10,20", "--retrain-epochs", "1", "--sensitivity",
+         "--hashing", "--append", str(out)]
+    )  # fmt: skip
+    (record,) = read_records([out])
+    arms = ["full", "int8 rows", "int4 rows"] + [
+        f"{arm} {ratio}x"
+        for ratio in (10, 20)
+        for arm in ("post", "retrained", "most frequent", "hashing")
+    ]
+    assert list(record["arms"]) == arms
+    assert [list(run) for run in record["runs"]] == [arms] * 2
+    assert record["seeds"] == [0, 1]
+    assert "torch" in record["versions"]
+    assert len(record["arms"]["full"]["auc_difference_deciles"]) == 10
+    for run, arms_of_run in zip(runs, record["runs"], strict=True):
+        assert arms_of_run["full"]["test"] == read(Path(run) / "train.json")["test"]
+        main(["compress", "--run", run, "--ratio", "20", "--sensitivity"])
+        main(["evaluate", "--run", run])
+        alone = read(Path(run) / "evaluate.json")["arms"]["post"]
+        assert {key: arms_of_run["post 20x"][key] for key in ("bytes", "valid", "test")} == {
+            key: alone[key] for key in ("bytes", "valid", "test")
+        }
+        for ratio in (10, 20):
+            post, retrained, *others = (
+                arms_of_run[f"{arm} {ratio}x"]
+                for arm in ("post", "retrained", "most frequent", "hashing")
+            )
+            assert post["bytes"] == retrained["bytes"]
+            assert retrained["learning_rate"] in (3e-4, 1e-4)
+            assert all(other["bytes"] <= post["bytes"] for other in others)
+    lost = [run["post 20x"]["test"]["auc"] - run["full"]["test"]["auc"] for run in record["runs"]]
+    assert record["arms"]["post 20x"]["auc_difference"] == pytest.approx(np.mean(lost))
+    assert "post 20x" in capsys.readouterr().out
+
+
+def test_runs_that_differ_in_more_than_seeds_are_not_studied_together(tmp_path: Path) -> None:
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    for run, l2 in zip(runs, ("0.1", "0.2"), strict=True):
+        main(["train", "--run", run, "--epochs", "1", "--l2", l2, *TINY])
+    with pytest.raises(SystemExit, match="differ in more than their seeds"):
+        main(["study", *runs])
+
+
+def test_compress_by_budget_and_dtype(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main(["train", "--run", str(run), "--epochs", "1", *TINY])
+    given = ["--budget", "20KB", "--codewords-dtype", "float32", "--fast"]
+    main(["compress", "--run", str(run), *given])
+    sizes = read(run / "compress.json")
+    assert sizes["counted_bytes"] <= 20_000 < 1.1 * sizes["counted_bytes"]
+    assert sizes["parameters"]["fast"] is True
+    main(["compress", "--run", str(run), "--codewords", "0.1", "--full"])
+    assert read(run / "compress.json")["parameters"]["fast"] is False
 
 
 def test_hours(tmp_path: Path) -> None:
