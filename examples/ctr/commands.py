@@ -188,6 +188,7 @@ def study_runs(options: argparse.Namespace) -> None:
 
     Prints means of the paired differences to full tables, with their spread.
     """
+    made = circumstances()  # now: the checkout may change while this runs
     choices = Choices(
         ratios=options.ratios,
         retrain_rates=options.retrain_rates,
@@ -232,9 +233,9 @@ def study_runs(options: argparse.Namespace) -> None:
             }
             for arms in results
         ],
-        **circumstances(),
+        **made,
+        "versions": made["versions"] | {"torch": torch.__version__},
     }
-    record["versions"]["torch"] = torch.__version__
     append_record(options.append, record)
 
 
