@@ -30,6 +30,7 @@ from examples.ctr.metrics import auc, by_frequency, log_loss
 from examples.ctr.model import DIM, DeepFM, grow, tables
 from examples.ctr.stream import click_hours, known
 from examples.ctr.study import differences
+from examples.ctr.study_figure import series
 from examples.ctr.training import (
     Training,
     adam,
@@ -445,6 +446,7 @@ def test_study_of_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ["study", *runs, "--ratios", "10,20", "--retrain-epochs", "1", "--sensitivity",
          "--hashing", "--append", str(out)]
     )  # fmt: skip
+    printed = capsys.readouterr().out.splitlines()
     (record,) = read_records([out])
     arms = ["full", "int8 rows", "int4 rows"] + [
         f"{arm} {ratio}x"
@@ -474,7 +476,30 @@ def test_study_of_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             assert all(other["bytes"] <= post["bytes"] for other in others)
     lost = [run["post 20x"]["test"]["auc"] - run["full"]["test"]["auc"] for run in record["runs"]]
     assert record["arms"]["post 20x"]["auc_difference"] == pytest.approx(np.mean(lost))
-    assert "post 20x" in capsys.readouterr().out
+    capsys.readouterr()
+    pictures = [tmp_path / name for name in ("once.svg", "again.svg")]
+    for picture in pictures:
+        main(["draw", str(out), "--out", str(picture)])
+        assert capsys.readouterr().out.splitlines()[1:] == printed[-len(arms) :]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert b"</svg>" in pictures[0].read_bytes()
+
+
+def test_series_of_a_figure_go_from_small_to_large() -> None:
+    names = ["full", "int8 rows", "post 50x", "post 9x", "most frequent 9x"]
+    record = {"arms": {name: {"ratio": i} for i, name in enumerate(names)}}
+    assert series(record) == {
+        "int8 rows": [{"ratio": 1}],
+        "post": [{"ratio": 2}, {"ratio": 3}],
+        "most frequent": [{"ratio": 4}],
+    }
+
+
+def test_a_figure_needs_a_study(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"schema": "saec-bench/1", "op": "startup"}\n')
+    with pytest.raises(SystemExit, match="no record of a study"):
+        main(["draw", str(path), "--out", str(tmp_path / "x.svg")])
 
 
 def test_runs_that_differ_in_more_than_seeds_are_not_studied_together(tmp_path: Path) -> None:

@@ -85,6 +85,10 @@ def parser() -> argparse.ArgumentParser:
 
     _of_study(command("study", commands.study_runs))
 
+    added = command("draw", commands.draw_studies)
+    added.add_argument("records", type=Path, nargs="+", help="files that `study` appended to")
+    added.add_argument("--out", type=Path, required=True, help="the SVG")
+
     added = command("hours", commands.serve_hours)
     added.add_argument("hours", type=int, help="how many")
     _of_run(added)

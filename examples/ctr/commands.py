@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from saec_gpu.bench.records import SCHEMA, append_record, circumstances
+from saec_gpu.bench.records import SCHEMA, append_record, circumstances, read_records
 
 import saec_gpu as saec
 from saec_gpu.nn import compress_module
 
+from . import study_figure
 from .arms import decoded, hashed, judged, mean_frequency, rounded, table_bytes
 from .cycle import hours
 from .data import ClickData
@@ -237,6 +238,15 @@ def study_runs(options: argparse.Namespace) -> None:
         "versions": made["versions"] | {"torch": torch.__version__},
     }
     append_record(options.append, record)
+
+
+def draw_studies(options: argparse.Namespace) -> None:
+    """Draw the latest study of each data set: what is lost, against how much smaller tables are."""
+    records = read_records(options.records)
+    study_figure.draw(records, options.out)
+    for data, record in study_figure.latest(records).items():
+        print(f"{data}, seeds {record['seeds']}")
+        _print_differences(record["arms"])
 
 
 def serve_hours(options: argparse.Namespace) -> None:
