@@ -26,6 +26,7 @@ from examples.ctr.data import (
     load_npz,
     lookup_counts,
 )
+from examples.ctr.loss_metric import compress_in_metric, loss_metrics
 from examples.ctr.metrics import auc, by_frequency, log_loss
 from examples.ctr.model import DIM, DeepFM, grow, tables
 from examples.ctr.stream import click_hours, known
@@ -40,6 +41,7 @@ from examples.ctr.training import (
     run_epoch,
     sensitivities,
 )
+from saec_gpu.artifact import Artifact
 from saec_gpu.nn import CompressedEmbedding, compress_module
 
 TINY = ["--clicks", "300"]  # an hour
@@ -215,6 +217,14 @@ def tiny_data() -> ClickData:
     return ClickData(vocabularies, clicks, later, later)
 
 
+def random_model(data: ClickData) -> DeepFM:
+    torch.manual_seed(0)
+    model = DeepFM(data.vocabularies)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
 def test_model_is_its_formula() -> None:
     torch.manual_seed(0)
     model = DeepFM({"a": 3, "b": 4, "c": 5})
@@ -278,10 +288,7 @@ def test_growing_keeps_rows_and_what_the_optimizer_knows() -> None:
 
 def test_compressed_model_is_the_decoded_one_with_frozen_codes(tmp_path: Path) -> None:
     data = tiny_data()
-    torch.manual_seed(0)
-    model = DeepFM(data.vocabularies)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
+    model = random_model(data)
     artifact = saec.compress(tables(model), codewords=0.2, out=tmp_path / "a.saec")
     other = decoded(model, artifact)
     small = compress_module(model, artifact)
@@ -361,6 +368,49 @@ def test_sensitivity_of_first_order_weights_alone() -> None:
         torch.nn.init.zeros_(parameter)
     clicks = Clicks(np.zeros((3, 1), np.int32), np.array([0, 1, 1], np.float32))
     assert sensitivities(model, clicks) == {"embedding.a.weight": 0.25 / 17}
+
+
+def test_metric_of_first_order_weights_alone() -> None:
+    # all else is 0: p is 1/2, the gradient of the logit 1 in the last column and 0 in the vectors
+    model = DeepFM({"a": 2})
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    clicks = Clicks(np.zeros((3, 1), np.int32), np.array([0, 1, 1], np.float32))
+    (metric,) = loss_metrics(model, clicks).values()
+    expected = np.zeros((17, 17))
+    expected[DIM, DIM] = 0.25
+    np.testing.assert_array_equal(metric, expected)
+
+
+def test_errors_in_the_metric_are_less_than_without_it(tmp_path: Path) -> None:
+    data = tiny_data()
+    model = random_model(data)
+    metrics = loss_metrics(model, data.train)
+    counts = {f"embedding.{field}.weight": seen for field, seen in data.counts().items()}
+    codewords = {name: 8 for name in counts}
+    plain = saec.compress(
+        tables(model), weights=counts, codewords=codewords, out=tmp_path / "plain.saec"
+    )
+    ours = compress_in_metric(model, data, tmp_path / "metric.saec", codewords=codewords)
+
+    def error(artifact: Artifact) -> float:
+        found = 0.0
+        for name, rows in tables(model).items():
+            lost = artifact[name].lookup(np.arange(len(rows))) - rows
+            found += np.einsum("n,ni,ij,nj->", counts[name], lost, metrics[name], lost)
+        return found
+
+    assert error(ours) < error(plain)
+
+
+def test_codewords_of_the_metric_are_of_the_rows_as_they_are(tmp_path: Path) -> None:
+    data = tiny_data()
+    model = random_model(data)
+    whole = compress_in_metric(model, data, tmp_path / "a.saec", codewords=1.0)
+    for name, rows in tables(model).items():
+        again = whole[name].lookup(np.arange(len(rows)))
+        # there and back through the root of a metric whose least share is 1e-4
+        np.testing.assert_allclose(again, rows, rtol=0, atol=1e-3)
 
 
 def test_differences_are_paired() -> None:
@@ -443,8 +493,8 @@ def test_study_of_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         main(["train", "--run", run, "--seed", str(seed), "--epochs", "1", *TINY])
     out = tmp_path / "records.jsonl"
     main(
-        ["study", *runs, "--ratios", "10,20", "--retrain-epochs", "1", "--sensitivity",
-         "--hashing", "--append", str(out)]
+        ["study", *runs, "--ratios", "10,20", "--retrain-epochs", "1", "--errors",
+         "metric", "--hashing", "--append", str(out)]
     )  # fmt: skip
     printed = capsys.readouterr().out.splitlines()
     (record,) = read_records([out])
@@ -460,7 +510,7 @@ def test_study_of_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(record["arms"]["full"]["auc_difference_deciles"]) == 10
     for run, arms_of_run in zip(runs, record["runs"], strict=True):
         assert arms_of_run["full"]["test"] == read(Path(run) / "train.json")["test"]
-        main(["compress", "--run", run, "--ratio", "20", "--sensitivity"])
+        main(["compress", "--run", run, "--ratio", "20", "--errors", "metric"])
         main(["evaluate", "--run", run])
         alone = read(Path(run) / "evaluate.json")["arms"]["post"]
         assert {key: arms_of_run["post 20x"][key] for key in ("bytes", "valid", "test")} == {
@@ -513,8 +563,8 @@ def test_runs_that_differ_in_more_than_seeds_are_not_studied_together(tmp_path: 
 def test_compress_by_budget_and_dtype(tmp_path: Path) -> None:
     run = tmp_path / "run"
     main(["train", "--run", str(run), "--epochs", "1", *TINY])
-    given = ["--budget", "20KB", "--codewords-dtype", "float32", "--fast"]
-    main(["compress", "--run", str(run), *given])
+    given = ["--budget", "20KB", "--codewords-dtype", "float32", "--fast", "--errors"]
+    main(["compress", "--run", str(run), *given, "sensitivity"])
     sizes = read(run / "compress.json")
     assert sizes["counted_bytes"] <= 20_000 < 1.1 * sizes["counted_bytes"]
     assert sizes["parameters"]["fast"] is True
@@ -542,7 +592,7 @@ def test_hours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compress", "--ratio", "9"], "model.safetensors"),
+        (["compress", "--ratio", "9"], "train.json"),
         (["retrain"], "train.json"),
         (["train", "--data", "missing.txt"], "missing.txt"),
     ],

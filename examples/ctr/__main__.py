@@ -109,8 +109,9 @@ def _with_artifact(added: argparse.ArgumentParser) -> None:
 
 def _how_to_compress(added: argparse.ArgumentParser) -> None:
     added.add_argument(
-        "--sensitivity", action="store_true",
-        help="scale errors of a field by how much the loss depends on it, in training",
+        "--errors", default="rows", choices=["rows", "sensitivity", "metric"],
+        help="what is made small: errors of rows; scaled by how much the loss depends on each "
+        "field; or in the metric of the loss",
     )  # fmt: skip
     added.add_argument(
         "--codewords-dtype", default="auto", choices=["auto", "float32", "float16", "int8"],

@@ -38,8 +38,8 @@ from .runs import (
     write_json,
     written_back,
 )
-from .study import ROUNDED_BITS, Choices, differences, study
-from .training import Training, fit, measure, sensitivities
+from .study import ROUNDED_BITS, Choices, compressed, differences, study
+from .training import Training, fit, measure
 
 
 def train(options: argparse.Namespace) -> None:
@@ -75,25 +75,13 @@ def compress(options: argparse.Namespace) -> None:
     begun = time.perf_counter()
     if options.artifact is None:
         shutil.rmtree(options.run / RETRAINED, ignore_errors=True)  # of the artifact before
-    scales = None
-    if options.sensitivity:
-        model, data, _ = load_run(options.run)
-        scales = sensitivities(model, data.train)
-    artifact = saec.compress(
-        options.run / MODEL,
-        weights=options.run / COUNTS,
-        fields="embedding.*",
-        ratio=options.ratio,
-        budget=options.budget,
-        codewords=options.codewords,
-        sensitivity=scales,
-        codewords_dtype=options.codewords_dtype,
-        fast=options.fast,
-        seed=options.seed,
+    model, data, _ = load_run(options.run)
+    artifact = compressed(
+        options.run, model, data, _artifact(options), options.errors,
+        ratio=options.ratio, budget=options.budget, codewords=options.codewords,
+        codewords_dtype=options.codewords_dtype, fast=options.fast, seed=options.seed,
         threads=options.threads,
-        out=_artifact(options),
-        overwrite=True,
-    )
+    )  # fmt: skip
     found = {
         "seconds": time.perf_counter() - begun,
         "table_bytes": artifact.table_bytes,
@@ -196,7 +184,7 @@ def study_runs(options: argparse.Namespace) -> None:
         retrain_epochs=options.retrain_epochs,
         hashing=options.hashing,
         compress={"codewords_dtype": options.codewords_dtype, "fast": options.fast},
-        by_sensitivity=options.sensitivity,
+        errors=options.errors,
     )
     noted = [read_json(run / TRAIN) for run in options.runs]
     asked = [(one["data"], one["training"]) for one in noted]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from saec_gpu.nn import compress_module
 
 from .arms import decoded, hashed, judged, mean_frequency, most_frequent, rounded, table_bytes
 from .data import ClickData
+from .loss_metric import compress_in_metric
 from .model import DeepFM
 from .runs import COUNTS, MODEL, load_run, written_back
 from .training import Training, fit, sensitivities
 
+Errors = Literal["rows", "sensitivity", "metric"]
 ROUNDED_BITS = (8, 4)  # of the arms that round rows
 QUALITIES = ("auc", "log_loss")
 
@@ -45,8 +47,8 @@ class Choices:
         Also train tables of hashed values at the same bytes.
     compress : mapping
         Further arguments of `compress`.
-    by_sensitivity : bool
-        Scale distortions by the sensitivity of the log loss of the training part.
+    errors : str
+        What is made small, see `compressed`.
     """
 
     ratios: Sequence[float]
@@ -54,7 +56,7 @@ class Choices:
     retrain_epochs: int
     hashing: bool
     compress: Mapping[str, Any]
-    by_sensitivity: bool
+    errors: Errors
 
 
 def study(run: Path, choices: Choices) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -79,13 +81,11 @@ def study(run: Path, choices: Choices) -> Iterator[tuple[str, dict[str, Any]]]:
     for bits in ROUNDED_BITS:
         yield f"int{bits} rows", figures(*rounded(model, bits))
     training = Training(**noted["training"])
-    scales = sensitivities(model, data.train) if choices.by_sensitivity else None
     for ratio in choices.ratios:
         with tempfile.TemporaryDirectory(prefix="saec-study-") as folder:
             begun = time.perf_counter()
-            artifact = saec.compress(
-                run / MODEL, weights=run / COUNTS, fields="embedding.*", ratio=ratio,
-                sensitivity=scales, out=Path(folder) / "post.saec",
+            artifact = compressed(
+                run, model, data, Path(folder) / "post.saec", choices.errors, ratio=ratio,
                 threads=torch.get_num_threads(), **choices.compress,
             )  # fmt: skip
             seconds = time.perf_counter() - begun
@@ -106,6 +106,27 @@ def study(run: Path, choices: Choices) -> Iterator[tuple[str, dict[str, Any]]]:
             small = DeepFM(fewer.vocabularies)
             fit(small, fewer, training, noted["seed"], lambda _: None)
             yield f"hashing {ratio:g}x", figures(small, table_bytes(small), fewer)
+
+
+def compressed(
+    run: Path, model: DeepFM, data: ClickData, out: Path, errors: Errors, **asked: Any
+) -> Artifact:
+    """Return the artifact of a run's tables, written to `out`, in place of what is there.
+
+    Parameters
+    ----------
+    errors : {"rows", "sensitivity", "metric"}
+        Squared errors of rows; these times each field's sensitivity, when bytes are split; or
+        errors in the metric of the loss. The two latter are measured on the training part.
+    **asked
+        Further arguments of `compress`.
+    """
+    if errors == "metric":
+        return compress_in_metric(model, data, out, **asked)
+    return saec.compress(
+        run / MODEL, weights=run / COUNTS, fields="embedding.*", out=out, overwrite=True,
+        sensitivity=sensitivities(model, data.train) if errors == "sensitivity" else None, **asked,
+    )  # fmt: skip
 
 
 def retrained(
