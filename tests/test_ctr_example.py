@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 import saec_gpu as saec
 from examples.ctr.__main__ import main
-from examples.ctr.arms import decoded, hashed, in_few_bits, most_frequent
+from examples.ctr.arms import decoded, hashed, in_few_bits, most_frequent, table_bytes
 from examples.ctr.data import (
     CRITEO_FIELDS,
     ClickData,
@@ -29,6 +29,7 @@ from examples.ctr.data import (
 from examples.ctr.loss_metric import compress_in_metric, loss_metrics
 from examples.ctr.metrics import auc, by_frequency, log_loss
 from examples.ctr.model import DIM, DeepFM, grow, tables
+from examples.ctr.product_codes import in_product_codes, shared_out
 from examples.ctr.stream import click_hours, known
 from examples.ctr.study import differences
 from examples.ctr.study_figure import series
@@ -413,6 +414,25 @@ def test_codewords_of_the_metric_are_of_the_rows_as_they_are(tmp_path: Path) -> 
         np.testing.assert_allclose(again, rows, rtol=0, atol=1e-3)
 
 
+def test_axes_are_shared_out_by_their_variances() -> None:
+    # 64 to one part, 32 and 8 to the other; its product is then greater, 2 and 1 go to the first
+    assert shared_out(np.array([1.0, 64.0, 8.0, 32.0, 2.0]), 2) == [[1, 4, 0], [3, 2]]
+    # a part that is full gets no more
+    assert shared_out(np.array([1.0, 64.0, 1.0, 2.0]), 2) == [[1, 2], [3, 0]]
+    # ties go to the lower axis and the first part
+    assert shared_out(np.array([0.0, -1e-20, 0.0]), 2) == [[0, 2], [1]]
+
+
+def test_product_codes_keep_rows_where_bytes_are_plenty(tmp_path: Path) -> None:
+    data = tiny_data()
+    model = random_model(data)
+    changed, n_bytes = in_product_codes(model, data, 2, 0.5, tmp_path / "a.saec")
+    assert n_bytes <= 2 * table_bytes(model)
+    for (name, rows), seen in zip(tables(changed).items(), data.counts().values(), strict=True):
+        # there and back through the root of a metric whose least share is 1e-4
+        np.testing.assert_allclose(rows[seen > 0], tables(model)[name][seen > 0], rtol=0, atol=1e-3)
+
+
 def test_differences_are_paired() -> None:
     def arm(n_bytes: int, auc: float, decile: float | None) -> dict[str, Any]:
         return {
@@ -494,14 +514,14 @@ def test_study_of_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     out = tmp_path / "records.jsonl"
     main(
         ["study", *runs, "--ratios", "10,20", "--retrain-epochs", "1", "--errors",
-         "metric", "--hashing", "--append", str(out)]
+         "metric", "--parts", "2", "--hashing", "--append", str(out)]
     )  # fmt: skip
     printed = capsys.readouterr().out.splitlines()
     (record,) = read_records([out])
     arms = ["full", "int8 rows", "int4 rows"] + [
         f"{arm} {ratio}x"
         for ratio in (10, 20)
-        for arm in ("post", "retrained", "most frequent", "hashing")
+        for arm in ("post", "retrained", "product", "most frequent", "hashing")
     ]
     assert list(record["arms"]) == arms
     assert [list(run) for run in record["runs"]] == [arms] * 2
@@ -519,7 +539,7 @@ def test_study_of_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         for ratio in (10, 20):
             post, retrained, *others = (
                 arms_of_run[f"{arm} {ratio}x"]
-                for arm in ("post", "retrained", "most frequent", "hashing")
+                for arm in ("post", "retrained", "product", "most frequent", "hashing")
             )
             assert post["bytes"] == retrained["bytes"]
             assert retrained["learning_rate"] in (3e-4, 1e-4)

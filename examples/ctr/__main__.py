@@ -135,6 +135,7 @@ def _of_study(added: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     added.add_argument("--retrain-epochs", type=int, default=10, help="at most")
     added.add_argument("--hashing", action="store_true", help="also train tables of hashed values")
+    added.add_argument("--parts", type=int, default=1, help="codes a row of an arm of its own")
     _how_to_compress(added)
     added.add_argument("--append", type=Path, help="append the record to this file")
 

@@ -183,6 +183,7 @@ def study_runs(options: argparse.Namespace) -> None:
         retrain_rates=options.retrain_rates,
         retrain_epochs=options.retrain_epochs,
         hashing=options.hashing,
+        parts=options.parts,
         compress={"codewords_dtype": options.codewords_dtype, "fast": options.fast},
         errors=options.errors,
     )

@@ -67,7 +67,7 @@ def compress_in_metric(model: DeepFM, data: ClickData, out: Path, **asked: Any) 
     **asked
         Further arguments of `compress`.
     """
-    roots = {name: _root(metric) for name, metric in loss_metrics(model, data.train).items()}
+    roots = {name: root(metric) for name, metric in loss_metrics(model, data.train).items()}
     artifact = saec.compress(
         {name: (rows @ roots[name]).astype(np.float32) for name, rows in tables(model).items()},
         weights={table_name(field): seen for field, seen in data.counts().items()},
@@ -85,7 +85,7 @@ def compress_in_metric(model: DeepFM, data: ClickData, out: Path, **asked: Any) 
     return saec.load(out)
 
 
-def _root(metric: NDArray[np.float64]) -> NDArray[np.float64]:
+def root(metric: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the symmetric square root of a metric that has been made positive."""
     values, vectors = np.linalg.eigh(
         metric + LEAST_SHARE * np.eye(COLUMNS) * np.trace(metric) / COLUMNS

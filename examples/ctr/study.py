@@ -22,6 +22,7 @@ from .arms import decoded, hashed, judged, mean_frequency, most_frequent, rounde
 from .data import ClickData
 from .loss_metric import compress_in_metric
 from .model import DeepFM
+from .product_codes import in_product_codes
 from .runs import COUNTS, MODEL, load_run, written_back
 from .training import Training, fit, sensitivities
 
@@ -45,6 +46,8 @@ class Choices:
         At most.
     hashing : bool
         Also train tables of hashed values at the same bytes.
+    parts : int
+        Codes of a row in an arm of product codes; without that arm below 2.
     compress : mapping
         Further arguments of `compress`.
     errors : str
@@ -55,6 +58,7 @@ class Choices:
     retrain_rates: Sequence[float]
     retrain_epochs: int
     hashing: bool
+    parts: int
     compress: Mapping[str, Any]
     errors: Errors
 
@@ -66,7 +70,7 @@ def study(run: Path, choices: Choices) -> Iterator[tuple[str, dict[str, Any]]]:
     ------
     name : str
         "full", "int8 rows", "int4 rows"; and of each ratio "post 27.7x", "retrained 27.7x",
-        "most frequent 27.7x", "hashing 27.7x".
+        "product 27.7x", "most frequent 27.7x", "hashing 27.7x".
     figures : dict
         As of `judged`; of "post" also the `seconds` of clustering, of "retrained" its
         `learning_rate`.
@@ -99,6 +103,12 @@ def study(run: Path, choices: Choices) -> Iterator[tuple[str, dict[str, Any]]]:
                 )
                 written_back(small, artifact, Path(folder) / "retrained.saec")
                 yield f"retrained {ratio:g}x", figures(small, n_bytes) | {"learning_rate": rate}
+            if choices.parts > 1:
+                product = in_product_codes(
+                    model, data, choices.parts, ratio, Path(folder) / "product.saec",
+                    threads=torch.get_num_threads(), **choices.compress,
+                )  # fmt: skip
+                yield f"product {ratio:g}x", figures(*product)
         yield f"most frequent {ratio:g}x", figures(*most_frequent(model, data, n_bytes))
         if choices.hashing:
             fewer = hashed(data, n_bytes)

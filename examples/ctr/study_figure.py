@@ -10,12 +10,17 @@ from typing import Any
 COLOURS = {
     "post": "#E69F00",
     "retrained": "#0072B2",
+    "product": "#D55E00",
     "most frequent": "#009E73",
     "hashing": "#CC79A7",
     "int8 rows": "#56B4E9",
     "int4 rows": "#000000",
 }
-LABELS = {"post": "compressed", "retrained": "compressed, retrained"}
+LABELS = {
+    "post": "compressed",
+    "retrained": "compressed, retrained",
+    "product": "product codes",
+}
 PANEL_INCHES = (4.2, 3.6)
 LINEAR_TO = 1e-3  # of AUC; differences beyond are shown on a logarithmic axis
 BEYOND = 1.5  # factor from the greatest loss to the end of the axis
