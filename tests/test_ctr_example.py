@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from saec_gpu.bench.records import read_records
 from safetensors.numpy import load_file
 
 import saec_gpu as saec
 from examples.ctr.__main__ import main
-from examples.ctr.arms import decoded, hashed, in_few_bits
+from examples.ctr.arms import decoded, hashed, in_few_bits, most_frequent, table_bytes
 from examples.ctr.data import (
     CRITEO_FIELDS,
     ClickData,
@@ -25,10 +26,23 @@ from examples.ctr.data import (
     load_npz,
     lookup_counts,
 )
+from examples.ctr.loss_metric import compress_in_metric, loss_metrics
 from examples.ctr.metrics import auc, by_frequency, log_loss
 from examples.ctr.model import DIM, DeepFM, grow, tables
+from examples.ctr.product_codes import in_product_codes, shared_out
 from examples.ctr.stream import click_hours, known
-from examples.ctr.training import Training, adam, fit, predict, rows_of_weights, run_epoch
+from examples.ctr.study import differences
+from examples.ctr.study_figure import series
+from examples.ctr.training import (
+    Training,
+    adam,
+    fit,
+    predict,
+    rows_of_weights,
+    run_epoch,
+    sensitivities,
+)
+from saec_gpu.artifact import Artifact
 from saec_gpu.nn import CompressedEmbedding, compress_module
 
 TINY = ["--clicks", "300"]  # an hour
@@ -204,6 +218,14 @@ def tiny_data() -> ClickData:
     return ClickData(vocabularies, clicks, later, later)
 
 
+def random_model(data: ClickData) -> DeepFM:
+    torch.manual_seed(0)
+    model = DeepFM(data.vocabularies)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
 def test_model_is_its_formula() -> None:
     torch.manual_seed(0)
     model = DeepFM({"a": 3, "b": 4, "c": 5})
@@ -267,10 +289,7 @@ def test_growing_keeps_rows_and_what_the_optimizer_knows() -> None:
 
 def test_compressed_model_is_the_decoded_one_with_frozen_codes(tmp_path: Path) -> None:
     data = tiny_data()
-    torch.manual_seed(0)
-    model = DeepFM(data.vocabularies)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
+    model = random_model(data)
     artifact = saec.compress(tables(model), codewords=0.2, out=tmp_path / "a.saec")
     other = decoded(model, artifact)
     small = compress_module(model, artifact)
@@ -309,6 +328,136 @@ def test_hashing_keeps_small_fields_and_its_bytes() -> None:
         assert len(np.unique(fewer.train.ids[:, i])) > 10
     with pytest.raises(ValueError, match="less than a row for each of 3 fields"):
         hashed(data, 68 * 2)
+
+
+def test_most_frequent_rows_stay_and_the_others_share_their_mean() -> None:
+    ids = np.array([[0, 0], [0, 0], [0, 0], [1, 0], [1, 1], [2, 3]], np.int32)
+    clicks = Clicks(ids, np.zeros(6, np.float32))
+    data = ClickData({"a": 4, "b": 4}, clicks, clicks, clicks)
+    model = DeepFM(data.vocabularies)
+    a, b = tables(model).values()
+    a[:], b[:] = np.arange(4)[:, None], [[0], [1], [1], [4]]
+    fewer, n_bytes = most_frequent(model, data, 68 * 4 + 67)
+    assert n_bytes == 68 * 4  # two rows that stay and one shared in each field
+    a, b = tables(fewer).values()
+    # row 0 of both is seen most; the means are of rows seen 2, 1, 0 and 1, 0, 1 times
+    np.testing.assert_array_equal(a[:, 0], np.array([0, 4 / 3, 4 / 3, 4 / 3], np.float32))
+    np.testing.assert_array_equal(b[:, 0], np.array([0, 2.5, 2.5, 2.5], np.float32))
+    all_rows, n_bytes = most_frequent(model, data, 68 * 10)
+    assert n_bytes == 68 * 10
+    np.testing.assert_array_equal(predict(all_rows, clicks), predict(model, clicks))
+    with pytest.raises(ValueError, match="less than a row for each of 2 fields"):
+        most_frequent(model, data, 68)
+
+
+def test_most_frequent_rows_where_the_others_are_never_seen() -> None:
+    clicks = Clicks(np.zeros((2, 1), np.int32), np.zeros(2, np.float32))
+    data = ClickData({"a": 3}, clicks, clicks, clicks)
+    model = DeepFM(data.vocabularies)
+    (rows,) = tables(model).values()
+    rows[:] = np.array([[7], [1], [2]])
+    fewer, _ = most_frequent(model, data, 68 * 2)
+    np.testing.assert_array_equal(
+        tables(fewer)["embedding.a.weight"][:, 0], np.array([7, 1.5, 1.5], np.float32)
+    )
+
+
+def test_sensitivity_of_first_order_weights_alone() -> None:
+    # all else is 0: the gradient of the loss is p - y in the last column, and 0 in the vectors
+    model = DeepFM({"a": 2})
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    clicks = Clicks(np.zeros((3, 1), np.int32), np.array([0, 1, 1], np.float32))
+    assert sensitivities(model, clicks) == {"embedding.a.weight": 0.25 / 17}
+
+
+def test_metric_of_first_order_weights_alone() -> None:
+    # all else is 0: p is 1/2, the gradient of the logit 1 in the last column and 0 in the vectors
+    model = DeepFM({"a": 2})
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    clicks = Clicks(np.zeros((3, 1), np.int32), np.array([0, 1, 1], np.float32))
+    (metric,) = loss_metrics(model, clicks).values()
+    expected = np.zeros((17, 17))
+    expected[DIM, DIM] = 0.25
+    np.testing.assert_array_equal(metric, expected)
+
+
+def test_errors_in_the_metric_are_less_than_without_it(tmp_path: Path) -> None:
+    data = tiny_data()
+    model = random_model(data)
+    metrics = loss_metrics(model, data.train)
+    counts = {f"embedding.{field}.weight": seen for field, seen in data.counts().items()}
+    codewords = {name: 8 for name in counts}
+    plain = saec.compress(
+        tables(model), weights=counts, codewords=codewords, out=tmp_path / "plain.saec"
+    )
+    ours = compress_in_metric(model, data, tmp_path / "metric.saec", codewords=codewords)
+
+    def error(artifact: Artifact) -> float:
+        found = 0.0
+        for name, rows in tables(model).items():
+            lost = artifact[name].lookup(np.arange(len(rows))) - rows
+            found += np.einsum("n,ni,ij,nj->", counts[name], lost, metrics[name], lost)
+        return found
+
+    assert error(ours) < error(plain)
+
+
+def test_codewords_of_the_metric_are_of_the_rows_as_they_are(tmp_path: Path) -> None:
+    data = tiny_data()
+    model = random_model(data)
+    whole = compress_in_metric(model, data, tmp_path / "a.saec", codewords=1.0)
+    for name, rows in tables(model).items():
+        again = whole[name].lookup(np.arange(len(rows)))
+        # there and back through the root of a metric whose least share is 1e-4
+        np.testing.assert_allclose(again, rows, rtol=0, atol=1e-3)
+
+
+def test_axes_are_shared_out_by_their_variances() -> None:
+    # 64 to one part, 32 and 8 to the other; its product is then greater, 2 and 1 go to the first
+    assert shared_out(np.array([1.0, 64.0, 8.0, 32.0, 2.0]), 2) == [[1, 4, 0], [3, 2]]
+    # a part that is full gets no more
+    assert shared_out(np.array([1.0, 64.0, 1.0, 2.0]), 2) == [[1, 2], [3, 0]]
+    # ties go to the lower axis and the first part
+    assert shared_out(np.array([0.0, -1e-20, 0.0]), 2) == [[0, 2], [1]]
+
+
+def test_product_codes_keep_rows_where_bytes_are_plenty(tmp_path: Path) -> None:
+    data = tiny_data()
+    model = random_model(data)
+    changed, n_bytes = in_product_codes(model, data, 2, 0.5, tmp_path / "a.saec")
+    assert n_bytes <= 2 * table_bytes(model)
+    for (name, rows), seen in zip(tables(changed).items(), data.counts().values(), strict=True):
+        # there and back through the root of a metric whose least share is 1e-4
+        np.testing.assert_allclose(rows[seen > 0], tables(model)[name][seen > 0], rtol=0, atol=1e-3)
+
+
+def test_differences_are_paired() -> None:
+    def arm(n_bytes: int, auc: float, decile: float | None) -> dict[str, Any]:
+        return {
+            "bytes": n_bytes,
+            "test": {"auc": auc, "log_loss": -auc},
+            "test_deciles": [{"auc": decile}],
+        }
+
+    runs = [
+        {"full": arm(100, 0.5, 0.25), "post": arm(10, 0.25, 0.5), "other": arm(1, 0, None)},
+        {"full": arm(100, 0.75, None), "post": arm(10, 0.75, 0.5)},
+    ]
+    found = differences(runs)
+    assert list(found) == ["full", "post"]
+    assert found["post"] == {
+        "ratio": 10,
+        "auc": 0.5,
+        "auc_difference": -0.125,
+        "auc_difference_spread": pytest.approx(0.125 * 2**0.5),
+        "log_loss": -0.5,
+        "log_loss_difference": 0.125,
+        "log_loss_difference_spread": pytest.approx(0.125 * 2**0.5),
+        "auc_difference_deciles": [None],
+    }
+    assert differences(runs[:1])["post"]["auc_difference_deciles"] == [0.25]
 
 
 def read(path: Path) -> Any:
@@ -358,6 +507,84 @@ def test_commands_from_training_to_comparison(
     assert "retrained" not in read(run / "evaluate.json")["arms"]
 
 
+def test_study_of_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [str(tmp_path / f"run-{seed}") for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        main(["train", "--run", run, "--seed", str(seed), "--epochs", "1", *TINY])
+    out = tmp_path / "records.jsonl"
+    main(
+        ["study", *runs, "--ratios", "20", "--retrain-rates", "3e-4", "--retrain-epochs", "1",
+         "--errors", "metric", "--parts", "2", "--hashing", "--append", str(out)]
+    )  # fmt: skip
+    printed = capsys.readouterr().out.splitlines()
+    (record,) = read_records([out])
+    at_20 = [f"{arm} 20x" for arm in ("post", "retrained", "product", "most frequent", "hashing")]
+    arms = ["full", "int8 rows", "int4 rows", *at_20]
+    assert list(record["arms"]) == arms
+    assert [list(run) for run in record["runs"]] == [arms] * 2
+    assert record["seeds"] == [0, 1]
+    assert "torch" in record["versions"]
+    assert len(record["arms"]["full"]["auc_difference_deciles"]) == 10
+    for run, arms_of_run in zip(runs, record["runs"], strict=True):
+        full = arms_of_run["full"]
+        assert full["test"] == read(Path(run) / "train.json")["test"]
+        assert all(full["bytes"] / arms_of_run[name]["bytes"] >= 20 for name in at_20)
+        assert arms_of_run["retrained 20x"]["bytes"] == arms_of_run["post 20x"]["bytes"]
+        assert arms_of_run["retrained 20x"]["learning_rate"] == 3e-4
+    main(["compress", "--run", runs[1], "--ratio", "20", "--errors", "metric"])
+    main(["evaluate", "--run", runs[1]])
+    alone = read(Path(runs[1]) / "evaluate.json")["arms"]["post"]
+    del alone["test_deciles"]
+    seconds = record["runs"][1]["post 20x"]["seconds"]
+    assert record["runs"][1]["post 20x"] == alone | {"seconds": seconds}
+    lost = [run["post 20x"]["test"]["auc"] - run["full"]["test"]["auc"] for run in record["runs"]]
+    assert record["arms"]["post 20x"]["auc_difference"] == pytest.approx(np.mean(lost))
+    capsys.readouterr()
+    pictures = [tmp_path / name for name in ("once.svg", "again.svg")]
+    for picture in pictures:
+        main(["draw", str(out), "--out", str(picture)])
+        assert capsys.readouterr().out.splitlines()[1:] == printed[-len(arms) :]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert b"</svg>" in pictures[0].read_bytes()
+
+
+def test_series_of_a_figure_go_from_small_to_large() -> None:
+    names = ["full", "int8 rows", "post 50x", "post 9x", "most frequent 9x"]
+    record = {"arms": {name: {"ratio": i} for i, name in enumerate(names)}}
+    assert series(record) == {
+        "int8 rows": [{"ratio": 1}],
+        "post": [{"ratio": 2}, {"ratio": 3}],
+        "most frequent": [{"ratio": 4}],
+    }
+
+
+def test_a_figure_needs_a_study(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"schema": "saec-bench/1", "op": "startup"}\n')
+    with pytest.raises(SystemExit, match="no record of a study"):
+        main(["draw", str(path), "--out", str(tmp_path / "x.svg")])
+
+
+def test_runs_that_differ_in_more_than_seeds_are_not_studied_together(tmp_path: Path) -> None:
+    runs = [str(tmp_path / name) for name in ("a", "b")]
+    for run, l2 in zip(runs, ("0.1", "0.2"), strict=True):
+        main(["train", "--run", run, "--epochs", "1", "--l2", l2, *TINY])
+    with pytest.raises(SystemExit, match="differ in more than their seeds"):
+        main(["study", *runs])
+
+
+def test_compress_by_budget_and_dtype(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main(["train", "--run", str(run), "--epochs", "1", *TINY])
+    given = ["--budget", "20KB", "--codewords-dtype", "float32", "--fast", "--errors"]
+    main(["compress", "--run", str(run), *given, "sensitivity"])
+    sizes = read(run / "compress.json")
+    assert sizes["counted_bytes"] <= 20_000 < 1.1 * sizes["counted_bytes"]
+    assert sizes["parameters"]["fast"] is True
+    main(["compress", "--run", str(run), "--codewords", "0.1", "--full"])
+    assert read(run / "compress.json")["parameters"]["fast"] is False
+
+
 def test_hours(tmp_path: Path) -> None:
     for run in ("once", "again"):
         main(["hours", "2", "--run", str(tmp_path / run), "--ratio", "20", *TINY])
@@ -379,7 +606,7 @@ def test_hours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compress", "--ratio", "9"], "model.safetensors"),
+        (["compress", "--ratio", "9"], "train.json"),
         (["retrain"], "train.json"),
         (["train", "--data", "missing.txt"], "missing.txt"),
     ],

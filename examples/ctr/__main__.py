@@ -4,6 +4,7 @@ python -m examples.ctr train --run runs/first
 python -m examples.ctr compress --run runs/first --ratio 27.7
 python -m examples.ctr retrain --run runs/first
 python -m examples.ctr evaluate --run runs/first
+python -m examples.ctr study runs/first --ratios 27.7,50,100
 python -m examples.ctr hours 24 --run runs/hours
 """
 
@@ -46,16 +47,9 @@ def parser() -> argparse.ArgumentParser:
         added.set_defaults(what=what)
         return added
 
-    def of_run(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--run", type=Path, required=True, help="folder of the run")
-
-    def with_artifact(added: argparse.ArgumentParser) -> None:
-        of_run(added)
-        added.add_argument("--artifact", type=Path, help=f"instead of {ARTIFACT} of the run")
-
     usual = Training()
     added = command("train", commands.train)
-    of_run(added)
+    _of_run(added)
     added.add_argument("--data", default="stream", help='"stream", an .npz, or Criteo\'s text')
     added.add_argument("--min-count", type=int, default=2, help="of a value of a text's own row")
     added.add_argument("--clicks", type=int, default=CLICKS_AN_HOUR, help="an hour of the stream")
@@ -67,19 +61,21 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("--batch", type=int, default=usual.batch, help="samples a step")
 
     added = command("compress", commands.compress)
-    with_artifact(added)
+    _with_artifact(added)
     size = added.add_mutually_exclusive_group(required=True)
     size.add_argument("--ratio", type=float, help="how many times smaller, counted bytes")
+    size.add_argument("--budget", help="counted bytes of all tables, such as 161MB")
     size.add_argument("--codewords", type=float, help="fraction of the rows")
+    _how_to_compress(added)
     added.add_argument("--seed", type=int, default=0, help="of the clustering")
 
     added = command("retrain", commands.retrain)
-    with_artifact(added)
+    _with_artifact(added)
     added.add_argument("--learning-rate", type=float, default=RETRAIN_RATE, help="at first")
     added.add_argument("--epochs", type=int, default=10, help="at most")
 
     added = command("evaluate", commands.evaluate)
-    with_artifact(added)
+    _with_artifact(added)
     added.add_argument("--hashing", action="store_true", help="also train tables of hashed values")
     added.add_argument("--json", type=Path, help="where to, instead of evaluate.json of the run")
 
@@ -87,9 +83,15 @@ def parser() -> argparse.ArgumentParser:
     added.add_argument("results", type=Path, nargs="+", help="evaluate.json of several seeds")
     added.add_argument("--json", type=Path, help="where to")
 
+    _of_study(command("study", commands.study_runs))
+
+    added = command("draw", commands.draw_studies)
+    added.add_argument("records", type=Path, nargs="+", help="files that `study` appended to")
+    added.add_argument("--out", type=Path, required=True, help="the SVG")
+
     added = command("hours", commands.serve_hours)
     added.add_argument("hours", type=int, help="how many")
-    of_run(added)
+    _of_run(added)
     added.add_argument("--ratio", type=float, default=PUBLISHED_RATIO, help="counted bytes")
     added.add_argument("--clicks", type=int, default=CLICKS_AN_HOUR, help="an hour")
     added.add_argument("--seed", type=int, default=0, help="of stream, model and training")
@@ -97,6 +99,53 @@ def parser() -> argparse.ArgumentParser:
         "--anew", action="store_true", help="cluster anew each hour, instead of an update"
     )
     return made
+
+
+def _of_run(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--run", type=Path, required=True, help="folder of the run")
+
+
+def _with_artifact(added: argparse.ArgumentParser) -> None:
+    _of_run(added)
+    added.add_argument("--artifact", type=Path, help=f"instead of {ARTIFACT} of the run")
+
+
+def _how_to_compress(added: argparse.ArgumentParser) -> None:
+    added.add_argument(
+        "--errors", default="rows", choices=["rows", "sensitivity", "metric"],
+        help="what is made small: errors of rows; scaled by how much the loss depends on each "
+        "field; or in the metric of the loss",
+    )  # fmt: skip
+    added.add_argument(
+        "--codewords-dtype", default="auto", choices=["auto", "float32", "float16", "int8"],
+        help="auto: chosen by --ratio and --budget, float32 without them",
+    )  # fmt: skip
+    clustered = added.add_mutually_exclusive_group()
+    clustered.add_argument(
+        "--fast", action="store_true", default=None, help="cluster coresets (default: where small)"
+    )
+    clustered.add_argument(
+        "--full", action="store_false", dest="fast", default=None, help="cluster all rows"
+    )
+
+
+def _of_study(added: argparse.ArgumentParser) -> None:
+    added.add_argument("runs", type=Path, nargs="+", help="folders of trained runs")
+    added.add_argument("--ratios", type=numbers, default=[PUBLISHED_RATIO], help="such as 27.7,50")
+    added.add_argument(
+        "--retrain-rates", type=numbers, default=[RETRAIN_RATE, 1e-4],
+        help="of which validation chooses; '' retrains nothing",
+    )  # fmt: skip
+    added.add_argument("--retrain-epochs", type=int, default=10, help="at most")
+    added.add_argument("--hashing", action="store_true", help="also train tables of hashed values")
+    added.add_argument("--parts", type=int, default=1, help="codes a row of an arm of its own")
+    _how_to_compress(added)
+    added.add_argument("--append", type=Path, help="append the record to this file")
+
+
+def numbers(text: str) -> list[float]:
+    """Return the numbers that commas separate."""
+    return [float(number) for number in text.split(",")] if text else []
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -61,6 +61,42 @@ def rounded(model: DeepFM, bits: int) -> tuple[DeepFM, int]:
     return changed, sum(n_bytes for _, n_bytes in made.values())
 
 
+def most_frequent(model: DeepFM, data: ClickData, n_bytes: int) -> tuple[DeepFM, int]:
+    """Return the model with its most frequent rows only, all others of a field being one, shared.
+
+    The shared row is the mean of those it stands for, by how often each is looked up in training.
+    Ids would have to be renumbered by frequency; that is not counted.
+
+    Returns
+    -------
+    changed : DeepFM
+    n_bytes : int
+        Of the rows that are left; at most those given.
+
+    Raises
+    ------
+    ValueError
+        The bytes do not suffice for one row a field.
+    """
+    counts = list(data.counts().values())
+    n_kept = n_bytes // ROW_BYTES - len(counts)
+    if n_kept < 0:
+        raise ValueError(f"{n_bytes} bytes are less than a row for each of {len(counts)} fields")
+    everywhere = np.concatenate(counts)
+    kept = np.zeros(len(everywhere), bool)
+    kept[np.argsort(-everywhere, kind="stable")[:n_kept]] = True
+    changed = {}
+    starts = np.cumsum([len(seen) for seen in counts])[:-1]
+    for (name, rows), seen, stays in zip(
+        tables(model).items(), counts, np.split(kept, starts), strict=True
+    ):
+        changed[name] = rows.copy()
+        if not stays.all():
+            shared = seen[~stays] if seen[~stays].any() else None
+            changed[name][~stays] = np.average(rows[~stays], axis=0, weights=shared)
+    return with_tables(model, changed), (min(n_kept, len(kept)) + len(counts)) * ROW_BYTES
+
+
 def hashed(data: ClickData, n_bytes: int) -> ClickData:
     """Return the clicks with values hashed to fewer rows, whose tables take at most n_bytes.
 

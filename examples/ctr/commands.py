@@ -6,16 +6,17 @@ import argparse
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from saec_gpu.bench.records import SCHEMA, append_record, circumstances, read_records
 
 import saec_gpu as saec
 from saec_gpu.nn import compress_module
 
+from . import study_figure
 from .arms import decoded, hashed, judged, mean_frequency, rounded, table_bytes
 from .cycle import hours
 from .data import ClickData
@@ -37,9 +38,8 @@ from .runs import (
     write_json,
     written_back,
 )
+from .study import ROUNDED_BITS, Choices, compressed, differences, study
 from .training import Training, fit, measure
-
-BITS = (8, 4)  # of the arms that round rows
 
 
 def train(options: argparse.Namespace) -> None:
@@ -75,17 +75,13 @@ def compress(options: argparse.Namespace) -> None:
     begun = time.perf_counter()
     if options.artifact is None:
         shutil.rmtree(options.run / RETRAINED, ignore_errors=True)  # of the artifact before
-    artifact = saec.compress(
-        options.run / MODEL,
-        weights=options.run / COUNTS,
-        fields="embedding.*",
-        ratio=options.ratio,
-        codewords=options.codewords,
-        seed=options.seed,
+    model, data, _ = load_run(options.run)
+    artifact = compressed(
+        options.run, model, data, _artifact(options), options.errors,
+        ratio=options.ratio, budget=options.budget, codewords=options.codewords,
+        codewords_dtype=options.codewords_dtype, fast=options.fast, seed=options.seed,
         threads=options.threads,
-        out=_artifact(options),
-        overwrite=True,
-    )
+    )  # fmt: skip
     found = {
         "seconds": time.perf_counter() - begun,
         "table_bytes": artifact.table_bytes,
@@ -147,7 +143,7 @@ def _arms(
 ) -> Iterator[tuple[str, DeepFM, ClickData, int]]:
     """Yield name, model, clicks and bytes of the tables of each arm, full tables first."""
     yield "full", model, data, table_bytes(model)
-    for bits in BITS:
+    for bits in ROUNDED_BITS:
         few, n_bytes = rounded(model, bits)
         yield f"int{bits} rows", few, data, n_bytes
     if options.artifact is None and not _artifact(options).exists():
@@ -170,28 +166,76 @@ def _arms(
 def compare(options: argparse.Namespace) -> None:
     """Print the arms of several seeds: mean, and mean and spread of differences to full tables."""
     runs = [read_json(path)["arms"] for path in options.results]
-    found = {}
-    for name in runs[0]:
-        if not all(name in arms for arms in runs):
-            continue
-        found[name] = {"ratio": runs[0]["full"]["bytes"] / runs[0][name]["bytes"]}
-        for key in ("auc", "log_loss"):
-            reached = np.array([arms[name]["test"][key] for arms in runs])
-            lost = reached - [arms["full"]["test"][key] for arms in runs]
-            found[name] |= {
-                key: float(reached.mean()),
-                f"{key}_difference": float(lost.mean()),
-                f"{key}_difference_spread": float(lost.std(ddof=1)) if len(runs) > 1 else 0.0,
-            }
-        row = found[name]
-        print(
-            f"{name:10} {row['ratio']:6.1f}x  AUC {row['auc']:.4f} "
-            f"({row['auc_difference']:+.4f} ± {row['auc_difference_spread']:.4f})  "
-            f"log loss {row['log_loss']:.4f} "
-            f"({row['log_loss_difference']:+.4f} ± {row['log_loss_difference_spread']:.4f})"
-        )
+    found = differences(runs)
+    _print_differences(found)
     if options.json is not None:
         write_json(options.json, found)
+
+
+def study_runs(options: argparse.Namespace) -> None:
+    """Judge all arms at several ratios, of trained runs that differ in their seeds alone.
+
+    Prints means of the paired differences to full tables, with their spread.
+    """
+    made = circumstances()  # now: the checkout may change while this runs
+    choices = Choices(
+        ratios=options.ratios,
+        retrain_rates=options.retrain_rates,
+        retrain_epochs=options.retrain_epochs,
+        hashing=options.hashing,
+        parts=options.parts,
+        compress={"codewords_dtype": options.codewords_dtype, "fast": options.fast},
+        errors=options.errors,
+    )
+    noted = [read_json(run / TRAIN) for run in options.runs]
+    asked = [(one["data"], one["training"]) for one in noted]
+    if any(other != asked[0] for other in asked):
+        raise ValueError("the runs differ in more than their seeds; study them one by one")
+    results = []
+    for run in options.runs:
+        arms = {}
+        for name, figures in study(run, choices):
+            arms[name] = figures
+            print(
+                f"{run.name}: {name:20} validation: {_quality(figures['valid'])}  "
+                f"test: {_quality(figures['test'])}",
+                flush=True,
+            )
+        results.append(arms)
+    found = differences(results)
+    _print_differences(found)
+    if options.append is None:
+        return
+    record = {
+        "schema": SCHEMA,
+        "op": "ctr",
+        "data": Path(noted[0]["data"]["data"]).name,
+        "training": noted[0]["training"],
+        "seeds": [one["seed"] for one in noted],
+        "training_seconds": [one["seconds"] for one in noted],
+        "rows": sum(noted[0]["vocabularies"].values()),
+        "choices": dataclasses.asdict(choices),
+        "arms": found,
+        "runs": [
+            {
+                name: {key: part for key, part in figures.items() if key != "test_deciles"}
+                for name, figures in arms.items()
+            }
+            for arms in results
+        ],
+        **made,
+        "versions": made["versions"] | {"torch": torch.__version__},
+    }
+    append_record(options.append, record)
+
+
+def draw_studies(options: argparse.Namespace) -> None:
+    """Draw the latest study of each data set: what is lost, against how much smaller tables are."""
+    records = read_records(options.records)
+    study_figure.draw(records, options.out)
+    for data, record in study_figure.latest(records).items():
+        print(f"{data}, seeds {record['seeds']}")
+        _print_differences(record["arms"])
 
 
 def serve_hours(options: argparse.Namespace) -> None:
@@ -222,6 +266,16 @@ def serve_hours(options: argparse.Namespace) -> None:
     )
     for path in draw(records, options.run):
         print(path)
+
+
+def _print_differences(found: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, row in found.items():
+        print(
+            f"{name:20} {row['ratio']:6.1f}x  AUC {row['auc']:.4f} "
+            f"({row['auc_difference']:+.4f} ± {row['auc_difference_spread']:.4f})  "
+            f"log loss {row['log_loss']:.4f} "
+            f"({row['log_loss_difference']:+.4f} ± {row['log_loss_difference_spread']:.4f})"
+        )
 
 
 def _artifact(options: argparse.Namespace) -> Path:

@@ -56,10 +56,15 @@ class DeepFM(nn.Module):
         ids : int32 (n, n_fields)
             Row of each field's table.
         """
-        looked_up = torch.stack(
-            [table(ids[:, i]) for i, table in enumerate(self.embedding.values())], 1
-        )
-        vectors, weights = looked_up[..., :DIM], looked_up[..., DIM]
+        return self.logits(self.rows(ids))
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return the rows that samples look up, float32 (n, n_fields, COLUMNS)."""
+        return torch.stack([table(ids[:, i]) for i, table in enumerate(self.embedding.values())], 1)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Return the logits of a click, float32 (n,), of rows (n, n_fields, COLUMNS)."""
+        vectors, weights = rows[..., :DIM], rows[..., DIM]
         # the sum of <v_f, v_g> over all pairs of fields, in one pass: (|Σ v|² − Σ |v|²) / 2
         pairs = (vectors.sum(1).square() - vectors.square().sum(1)).sum(1) / 2
         deep: Tensor = self.mlp(vectors.flatten(1)).squeeze(1)

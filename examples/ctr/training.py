@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from saec_gpu.nn import CompressedEmbedding
+from saec_gpu.nn import CompressedEmbedding, sensitivity
 
 from .data import ClickData, Clicks
 from .metrics import auc, log_loss
@@ -158,3 +158,17 @@ def measure(model: DeepFM, clicks: Clicks) -> dict[str, float]:
     """Return `auc` and `log_loss` of the model on some samples."""
     logits = predict(model, clicks)
     return {"auc": auc(clicks.labels, logits), "log_loss": log_loss(clicks.labels, logits)}
+
+
+def sensitivities(model: DeepFM, clicks: Clicks) -> dict[str, float]:
+    """Return how much the log loss of some samples depends on each table, by name."""
+
+    def total(model: nn.Module, rows: slice) -> Tensor:
+        labels = torch.from_numpy(clicks.labels[rows])
+        logits = model(torch.from_numpy(clicks.ids[rows]))
+        # the sum, so that batches need not be of one size
+        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+
+    model.eval()
+    starts = range(0, len(clicks), PREDICT_ROWS)
+    return sensitivity(model, (slice(start, start + PREDICT_ROWS) for start in starts), total)

@@ -1,0 +1,85 @@
+"""What compression costs against how much smaller the tables are: a panel for each data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+# Okabe and Ito's colours differ for the colour-blind too, and in brightness when printed grey
+COLOURS = {
+    "post": "#E69F00",
+    "retrained": "#0072B2",
+    "product": "#D55E00",
+    "most frequent": "#009E73",
+    "hashing": "#CC79A7",
+    "int8 rows": "#56B4E9",
+    "int4 rows": "#000000",
+}
+LABELS = {
+    "post": "compressed",
+    "retrained": "compressed, retrained",
+    "product": "product codes",
+}
+PANEL_INCHES = (4.2, 3.6)
+LINEAR_TO = 1e-3  # of AUC; differences beyond are shown on a logarithmic axis
+BEYOND = 1.5  # factor from the greatest loss to the end of the axis
+
+
+def latest(records: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the last record of a study of each data set, by its name."""
+    return {record["data"]: record for record in records if record["op"] == "ctr"}
+
+
+def series(record: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return what each arm of a study reached, smallest ratio first, by the arm's name."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for name, figures in record["arms"].items():
+        for arm in COLOURS:
+            if name == arm or name.startswith(f"{arm} "):
+                found.setdefault(arm, []).append(figures)
+    return {arm: sorted(points, key=lambda one: one["ratio"]) for arm, points in found.items()}
+
+
+def draw(records: Iterable[Mapping[str, Any]], out: Path) -> None:
+    """Write an SVG of the latest study of each data set; bars are the spread over seeds.
+
+    Equal records give equal bytes with one version of matplotlib.
+
+    Raises
+    ------
+    ValueError
+        There is no record of a study.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    studies = latest(records)
+    if not studies:
+        raise ValueError("there is no record of a study; make one with `study --append`")
+    width, height = PANEL_INCHES
+    with matplotlib.rc_context({"svg.hashsalt": "saec_gpu", "font.size": 9}):
+        figure = Figure((width * len(studies), height), layout="constrained")
+        for axes, (data, record) in zip(
+            figure.subplots(1, len(studies), squeeze=False)[0], studies.items(), strict=True
+        ):
+            worst = LINEAR_TO
+            for arm, points in series(record).items():
+                losses = [-point["auc_difference"] for point in points]
+                worst = max(worst, *losses)
+                axes.errorbar(
+                    [point["ratio"] for point in points], losses,
+                    [point["auc_difference_spread"] for point in points],
+                    label=LABELS.get(arm, arm), color=COLOURS[arm],
+                    marker="o", markersize=3, linewidth=1.2, capsize=2,
+                )  # fmt: skip
+            axes.set_title(f"{data}: AUC {record['arms']['full']['auc']:.4f} with full tables")
+            axes.set_xscale("log")
+            axes.set_yscale("symlog", linthresh=LINEAR_TO)
+            axes.set_ylim(-LINEAR_TO, worst * BEYOND)
+            axes.set_xlabel("times smaller, counted bytes")
+            axes.set_ylabel("AUC lost")
+            axes.legend(frameon=False)
+            axes.grid(color="#dddddd", linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(out, format="svg", metadata={"Date": None})
