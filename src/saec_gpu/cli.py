@@ -260,7 +260,7 @@ def compress(
     codewords: Codewords = None,
     codewords_dtype: CodewordsDtype = "auto",
     codes: Annotated[
-        Literal["auto", "planes"],
+        Literal["auto", "planes", "entropy"],
         typer.Option(
             help="How codes are stored: planes in ceil(log2 codewords) bits, from which rows are "
             "looked up fastest; auto in fewer bits where codewords serve unequal numbers of rows."
