@@ -21,7 +21,7 @@ from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.checkpoint import Checkpoint, is_codes_name
 from saec_gpu.clustering.asked import CodewordsParam, FieldPlan, codewords_by_field
-from saec_gpu.clustering.budget import Allocation, FieldCurve, price_of_a_byte, unsettled
+from saec_gpu.clustering.budget import Allocation, FieldCurve, choose, price_of_a_byte, unsettled
 from saec_gpu.clustering.curves import CORESET_ROWS, Point, measure
 from saec_gpu.clustering.selection import coreset, rows_to_cluster
 from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
@@ -334,29 +334,36 @@ def allocate(
             if progress is not None:
                 progress(Progress("curves", done, total, "fields"))
 
-        def measured(bit_prices: Mapping[str, float]) -> dict[str, tuple[Point, ...]]:
+        def measured(
+            bit_prices: Mapping[str, float], least: Mapping[str, int]
+        ) -> dict[str, tuple[Point, ...]]:
             return measure(
                 engine, fields, lambda field: coreset(source, weights, field, CORESET_ROWS, seed),
                 dtypes=CODEWORDS_DTYPES if codewords_dtype == "auto" else (codewords_dtype,),
-                in_levels=codes != "planes", bit_prices=bit_prices, seed=seed,
+                in_levels=codes != "planes", bit_prices=bit_prices, least=least, seed=seed,
                 wanted=lambda points: unsettled(curves_of(points), budget), progress=report,
             )  # fmt: skip
 
         report(0)
-        curves = measured({})
+        points = measured({}, {})
         bit_prices: dict[str, float] = {}
-        if codes == "entropy" and (price := price_of_a_byte(curves_of(curves), budget) / 8) > 0.0:
-            bit_prices = {field.name: price / scales.get(field.name, 1.0) for field in fields}
-            curves = measured(bit_prices)
-        as_json = {name: [asdict(one) for one in points] for name, points in curves.items()}
+        if codes == "entropy":
+            curves = curves_of(points)
+            chosen = choose(curves, budget)
+            price = price_of_a_byte(curves, budget) / 8
+            if price > 0.0:
+                bit_prices = {field.name: price / scales.get(field.name, 1.0) for field in fields}
+                # shorter codes leave bytes for more codewords
+                points = measured(bit_prices, {n: one.codewords // 2 for n, one in chosen.items()})
+        as_json = {name: [asdict(one) for one in own] for name, own in points.items()}
         found = {"curves": as_json, "bit_prices": bit_prices, "rounds": []}
         if kept is not None:
             kept.save_allocation(found)
-    curves = {name: tuple(Point(**one) for one in own) for name, own in found["curves"].items()}
+    kept_points = {name: [Point(**one) for one in own] for name, own in found["curves"].items()}
     allocation = Allocation(
         {
             name: replace(curve, bit_price=found["bit_prices"].get(name, 0.0))
-            for name, curve in curves_of(curves).items()
+            for name, curve in curves_of(kept_points).items()
         },
         budget,
     )

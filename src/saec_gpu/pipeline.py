@@ -184,9 +184,7 @@ class Pipeline:
         rules: dict[str, CostRule] = {}
         for name in fits:
             if self.plans[name].bit_price > 0.0:
-                final[name], rule = self._timed(
-                    "constraint", self._constrained, name, final[name]
-                )
+                final[name], rule = self._timed("constraint", self._constrained, name, final[name])
                 if rule is not None:
                     rules[name] = rule
         stored = {name: self._stored(name, words) for name, words in final.items()}

@@ -73,6 +73,16 @@ def grid(n_rows: int, most: int = MOST_MEASURED) -> list[int]:
     return sorted({1, most, *(step for step in steps if step < most)})
 
 
+def grid_from(n_rows: int, least: int) -> list[int]:
+    """Return these numbers from one on, the greatest of them in any case.
+
+    >>> grid_from(5, 3), grid_from(5, 9)
+    ([3, 4, 5], [5])
+    """
+    numbers = grid(n_rows)
+    return [number for number in numbers if number >= min(least, numbers[-1])]
+
+
 def measure(
     backend: Backend,
     fields: Sequence[TableField],
@@ -81,6 +91,7 @@ def measure(
     dtypes: Sequence[CodewordsDtype],
     in_levels: bool,
     bit_prices: Mapping[str, float],
+    least: Mapping[str, int],
     seed: int,
     wanted: Callable[[Mapping[str, Sequence[Point]]], Collection[str]],
     progress: Callable[[int], None],
@@ -100,6 +111,8 @@ def measure(
         Whether codes are stored in levels where these take fewer bytes than planes.
     bit_prices : mapping of name to float
         λ of the fields whose codes are chosen by error and length (rules.py).
+    least : mapping of name to int
+        Numbers of codewords from which on a field is measured, 1 if not named.
     seed : int
     wanted : function
         Given the curves so far, of some fields, returns the names of those that could want more
@@ -118,10 +131,13 @@ def measure(
         points: dict[str, list[Point]] = {field.name: [] for field in group}
         measured = _Measured(backend, group, selections, seed)
         more = set(points)
-        grids = {field.name: set(grid(field.n_rows)) for field in group}
+        grids = {
+            field.name: set(grid_from(field.n_rows, least.get(field.name, 1))) for field in group
+        }
         for n_codewords in sorted(set().union(*grids.values())):
             if n_codewords in LOOKED_AT:
-                more &= set(wanted(points))
+                begun = {name: own for name, own in points.items() if own}
+                more &= {*wanted(begun), *(points.keys() - begun)}
             asked = [name for name, own in grids.items() if name in more and n_codewords in own]
             words = measured.fitted(asked, n_codewords)
             words, rules = measured.constrained(words, bit_prices)
@@ -209,7 +225,8 @@ class _Measured:
             if name in bit_prices and not self._met_exactly(name, len(words))
         }
         found = constrained(
-            self._backend, self._rows, priced, bit_prices, self._selections, {name: one[0] for name, one in self._starts.items()},
+            self._backend, self._rows, priced, bit_prices, self._selections,
+            {name: one[0] for name, one in self._starts.items()},
             {name: table.n_rows for name, table in self.tables.items()},
         )  # fmt: skip
         words = {name: own for name, (own, _) in found.items()}

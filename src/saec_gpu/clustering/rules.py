@@ -11,6 +11,7 @@ the shortest codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from saec_gpu.clustering.lloyd import moved_codewords
 from saec_gpu.clustering.selection import Selection
 from saec_gpu.clustering.statistics import fixed_point
 from saec_gpu.data import Codebook, Float32, Float64, Int64, Statistics
+from saec_gpu.errors import ArtifactError
 from saec_gpu.layout import Layout
 from saec_gpu.levels import Levels, shorter_levels
 
@@ -51,6 +53,25 @@ class CostRule:
     def prices(self) -> list[float]:
         """Return p_l of each level."""
         return [self.bit_price * float(length) for length in self.levels.lengths]
+
+
+def rule_of(record: Mapping[str, Any], levels: Levels | None) -> CostRule | None:
+    """Return the rule that a manifest's record of a field names; None: the nearest codeword.
+
+    Raises
+    ------
+    ArtifactError
+        The rule has no such price, or needs levels and the field's codes have none.
+    """
+    if record.get("rule") != "cost":
+        return None
+    price = record.get("bit_price")
+    if levels is None or not (type(price) is float and 0.0 < price < math.inf):
+        raise ArtifactError(
+            f"codes by error and length have the price {price!r} a bit and levels {levels}; a "
+            "finite number above 0 and levels are needed: the manifest was altered"
+        )
+    return CostRule(price, levels, weighted=record.get("weights") == "given")
 
 
 class RuledCodebooks:
@@ -203,13 +224,13 @@ def estimated_uses(
     n_rows: int,
     rule: CostRule | None,
 ) -> Int64:
-    """Return the rows of each code, int64 (k,), that those of the selection, uint32 (m,), stand for.
+    """Return how many rows of the field have each code, int64 (k,), as a selection tells.
 
-    By a rule, rows of weight 0 that are not in the selection have the shortest codes.
+    `codes` are those of the selection's rows, uint32 (m,). By a rule, rows of weight 0 that are not in the selection have the shortest codes.
     """
     weightless = 0 if rule is None else selection.weightless
     counts = np.bincount(codes, selection.multiplicity, n_codewords)
-    uses = np.rint(counts * ((n_rows - weightless) / np.cumsum(counts)[-1])).astype(np.int64)
+    uses: Int64 = np.rint(counts * ((n_rows - weightless) / np.cumsum(counts)[-1])).astype(np.int64)
     if rule is not None:
         prices = rule.prices()
         uses[rule.levels.first_codes[prices.index(min(prices))]] += weightless
