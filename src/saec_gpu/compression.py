@@ -23,6 +23,7 @@ from saec_gpu.checkpoint import Checkpoint, is_codes_name
 from saec_gpu.clustering.asked import CodewordsParam, FieldPlan, codewords_by_field
 from saec_gpu.clustering.budget import Allocation, FieldCurve, choose, price_of_a_byte, unsettled
 from saec_gpu.clustering.curves import CORESET_ROWS, Point, measure
+from saec_gpu.clustering.rules import GREATEST_BIT_PRICE
 from saec_gpu.clustering.selection import coreset, rows_to_cluster
 from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
 from saec_gpu.data import Progress, ProgressFunction
@@ -352,7 +353,10 @@ def allocate(
             chosen = choose(curves, budget)
             price = price_of_a_byte(curves, budget) / 8
             if price > 0.0:
-                bit_prices = {field.name: price / scales.get(field.name, 1.0) for field in fields}
+                bit_prices = {
+                    field.name: min(price / scales.get(field.name, 1.0), GREATEST_BIT_PRICE)
+                    for field in fields
+                }
                 # shorter codes leave bytes for more codewords
                 points = measured(bit_prices, {n: one.codewords // 2 for n, one in chosen.items()})
         as_json = {name: [asdict(one) for one in own] for name, own in points.items()}

@@ -30,6 +30,7 @@ from saec_gpu.levels import Levels, shorter_levels
 
 # Codewords, levels and codes follow from each other; after so many rounds they change little.
 ROUNDS = 8
+GREATEST_BIT_PRICE = 2.0**900  # beyond any weighted error, and its products are finite
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,8 @@ def estimated_uses(
 ) -> Int64:
     """Return how many rows of the field have each code, int64 (k,), as a selection tells.
 
-    `codes` are those of the selection's rows, uint32 (m,). By a rule, rows of weight 0 that are not in the selection have the shortest codes.
+    `codes` are those of the selection's rows, uint32 (m,). By a rule, rows of weight 0 that are not
+    in the selection have the shortest codes.
     """
     weightless = 0 if rule is None else selection.weightless
     counts = np.bincount(codes, selection.multiplicity, n_codewords)
