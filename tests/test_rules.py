@@ -286,12 +286,29 @@ def test_the_same_bytes_however_it_is_done(tmp_path: Path, entropy: saec.Artifac
         {"chunk_rows": 7, "threads": 1},
         {"memory": "1.2MB", "threads": 1},
         {"chunk_rows": 1000, "threads": 2, "checkpoint": tmp_path / "checkpoint"},
-        {"backend": opened("emulated", threads=2)},
     ]
     for number, options in enumerate(ways):
         out = tmp_path / f"{number}.saec"
         artifact = saec.compress(tables, weights=weights, **ASKED, **options, out=out)
         assert artifact_bytes(artifact) == artifact_bytes(entropy)
+
+
+def test_the_same_bytes_on_any_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend_name: str
+) -> None:
+    monkeypatch.setattr(rules_module, "ROUNDS", 2)
+    tables, weights = made_tables()
+    tables = {"item": tables["item"][-300:]}
+    asked: dict[str, Any] = {
+        **ASKED, "sensitivity": None, "weights": {"item": weights["item"][-300:]},
+        "codewords_dtype": "int8",
+    }  # fmt: skip
+    expected = saec.compress(tables, **asked, out=tmp_path / "e.saec", backend="cpu")
+    assert ruled(expected) == ["item"]
+    backend = opened(backend_name, threads=2)
+    found = saec.compress(tables, **asked, out=tmp_path / "a.saec", backend=backend)
+    assert artifact_bytes(found) == artifact_bytes(expected)
+    assert found.verify(tables, weights=asked["weights"], backend=backend).ok
 
 
 def test_continued_to_the_same_bytes(tmp_path: Path, entropy: saec.Artifact) -> None:
