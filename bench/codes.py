@@ -7,7 +7,7 @@ in levels over the bytes of their entropy, summed over the fields with at least 
 entropy is that of the codes over the rows, −Σ p log2 p bits a row. `TABLE.counts.safetensors`
 beside a table are its weights.
 
-With `--ratio`, the weighted error of codes of the nearest codewords and of codes by error and length
+With `--ratio`, the weighted error of codes of the nearest and of codes by error and length
 (`codes="entropy"`) at as many counted bytes, summed over the fields.
 
 Then the time of random look-ups on made codes, 256 codewords whose use falls as rank^−1.2: of codes

@@ -298,9 +298,9 @@ def test_the_same_bytes_on_any_backend(
 ) -> None:
     monkeypatch.setattr(rules_module, "ROUNDS", 2)
     tables, weights = made_tables()
-    tables = {"item": tables["item"][-300:]}
+    tables = {"item": tables["item"][-500:]}
     asked: dict[str, Any] = {
-        **ASKED, "sensitivity": None, "weights": {"item": weights["item"][-300:]},
+        **ASKED, "sensitivity": None, "weights": {"item": weights["item"][-500:]},
         "codewords_dtype": "int8",
     }  # fmt: skip
     expected = saec.compress(tables, **asked, out=tmp_path / "e.saec", backend="cpu")
