@@ -22,7 +22,7 @@ from saec_gpu.backends.protocol import Backend
 from saec_gpu.checkpoint import Checkpoint, is_codes_name
 from saec_gpu.clustering.asked import CodewordsParam, FieldPlan, codewords_by_field
 from saec_gpu.clustering.budget import Allocation, FieldCurve, choose, price_of_a_byte, unsettled
-from saec_gpu.clustering.curves import CORESET_ROWS, Point, measure
+from saec_gpu.clustering.curves import CORESET_ROWS, MOST_MEASURED, Point, measure
 from saec_gpu.clustering.rules import GREATEST_BIT_PRICE
 from saec_gpu.clustering.selection import coreset, rows_to_cluster
 from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
@@ -357,8 +357,11 @@ def allocate(
                     field.name: min(price / scales.get(field.name, 1.0), GREATEST_BIT_PRICE)
                     for field in fields
                 }
-                # shorter codes leave bytes for more codewords
-                points = measured(bit_prices, {n: one.codewords // 2 for n, one in chosen.items()})
+                # shorter codes leave bytes for more codewords; the last doubling tells what follows
+                least = {
+                    name: min(one.codewords, MOST_MEASURED) // 2 for name, one in chosen.items()
+                }
+                points = measured(bit_prices, least)
         as_json = {name: [asdict(one) for one in own] for name, own in points.items()}
         found = {"curves": as_json, "bit_prices": bit_prices, "rounds": []}
         if kept is not None:
