@@ -27,7 +27,7 @@ from builders import (
 from saec_gpu import compression, pipeline
 from saec_gpu.clustering import rules as rules_module
 from saec_gpu.clustering.budget import FieldCurve, price_of_a_byte
-from saec_gpu.clustering.curves import Point
+from saec_gpu.clustering.curves import MOST_MEASURED, Point
 from saec_gpu.clustering.rules import CostRule, RuledCodebooks, constrained, rule_of
 from saec_gpu.clustering.selection import Selection, chunk_of_selections, coreset
 from saec_gpu.data import Codebook
@@ -278,6 +278,20 @@ def test_less_weighted_error_in_as_many_bytes(tmp_path: Path, entropy: saec.Arti
     for artifact in (nearest, entropy):
         assert 0.98 * budget <= artifact.counted_bytes <= budget
     assert error(entropy) < error(nearest)
+
+
+def test_more_codewords_than_are_measured_can_still_be_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The curves by cost begin late; still they hold the doubling by which what follows is told.
+    monkeypatch.setattr(rules_module, "ROUNDS", 1)
+    rows = np.random.default_rng(21).standard_normal((6000, 2)).astype(np.float32)
+    artifact = saec.compress(
+        rows, ratio=1.5, codes="entropy", codewords_dtype="int8", out=tmp_path / "a.saec",
+        max_iter=1,
+    )  # fmt: skip
+    assert artifact["x"].n_codewords > MOST_MEASURED
+    assert 0.98 * rows.nbytes / 1.5 <= artifact.counted_bytes <= rows.nbytes / 1.5
 
 
 def test_the_same_bytes_however_it_is_done(tmp_path: Path, entropy: saec.Artifact) -> None:

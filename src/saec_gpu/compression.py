@@ -141,7 +141,8 @@ def compress(
     -----
     Saec-style compression: Wu, Xu, Zhang, Chen, Wang, arXiv 1903.00103. Fields that fit the memory
     are read once; memory held is `memory` and the codebooks. A budget's curves are measured before,
-    which holds copies of 65,536 rows of a field.
+    which holds copies of 65,536 rows of a field; `codes="entropy"` does so again after the fit,
+    with 64 rows a codeword if that is more.
 
     Examples
     --------
