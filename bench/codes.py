@@ -7,6 +7,9 @@ in levels over the bytes of their entropy, summed over the fields with at least 
 entropy is that of the codes over the rows, −Σ p log2 p bits a row. `TABLE.counts.safetensors`
 beside a table are its weights.
 
+With `--ratio`, the weighted error of codes of the nearest and of codes by error and length
+(`codes="entropy"`) at as many counted bytes, summed over the fields.
+
 Then the time of random look-ups on made codes, 256 codewords whose use falls as rank^−1.2: of codes
 alone, and of vectors of 16 float32. Levels and planes take turns; the ratio is that of the medians
 of CPU times, and only within one record do times compare.
@@ -15,6 +18,7 @@ of CPU times, and only within one record do times compare.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -78,6 +82,41 @@ def bytes_of(table: Path, asked: dict[str, Any], rows: int) -> dict[str, Any]:
         "planes_of_entropy": planes / entropy,
         "levels_of_entropy": levels / entropy,
     }
+
+
+def errors_of(table: Path, ratio: float) -> dict[str, Any]:
+    """Return a record of the weighted error of a table at a ratio, with and without entropy."""
+    counts = table.with_suffix(".counts.safetensors")
+    record: dict[str, Any] = {
+        "op": "entropy_codes",
+        "case": table.stem,
+        "ratio": ratio,
+        "weighted": counts.exists(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for codes in ("auto", "entropy"):
+            begun = time.perf_counter()
+            artifact = saec.compress(
+                table,
+                weights=counts if counts.exists() else None,
+                ratio=ratio,
+                codes=codes,
+                out=Path(folder) / f"{codes}.saec",
+            )
+            errors = [
+                one["sse"] if one["weighted_sse"] is None else one["weighted_sse"]
+                for one in artifact.manifest["fields"]
+                if one["rows"]
+            ]
+            record[codes] = {
+                "weighted_sse": math.fsum(errors),
+                "counted_bytes": artifact.counted_bytes,
+                "codebook_bytes": artifact.manifest["totals"]["codebook_bytes"],
+                "seconds": time.perf_counter() - begun,
+            }
+    nearest = record["auto"]["weighted_sse"]
+    record["error_ratio"] = record["entropy"]["weighted_sse"] / nearest if nearest else 1.0
+    return record
 
 
 def time_of(n_rows: int, lookups: int, repeats: int) -> dict[str, Any]:
@@ -146,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a line for each record, and keep them where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--table", type=Path, action="append", default=[])
+    parser.add_argument("--ratio", type=float, action="append", default=[])
     parser.add_argument("--rows", type=int, default=2000, help="least rows of a field")
     parser.add_argument("--lookup-rows", type=int, nargs="*", default=[10**6, 10**7])
     parser.add_argument("--lookups", type=int, default=10**6)
@@ -153,12 +193,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--append", type=Path, help="file of JSON lines to add the records to")
     options = parser.parse_args(arguments)
     records = [bytes_of(table, asked, options.rows) for table in options.table for asked in ASKED]
+    records += [errors_of(table, ratio) for table in options.table for ratio in options.ratio]
     records += [time_of(n, options.lookups, options.repeats) for n in options.lookup_rows]
     for record in records:
         if record["op"] == "code_bytes":
             print(
                 f"{record['case']} {record['asked']}: of the entropy's bytes planes take "
                 f"{record['planes_of_entropy']:.3f}, levels {record['levels_of_entropy']:.3f}"
+            )
+        elif record["op"] == "entropy_codes":
+            print(
+                f"{record['case']} {record['ratio']}x: codes by error and length have "
+                f"{record['error_ratio']:.3f} times the weighted error of those of the nearest"
             )
         else:
             print(

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -480,6 +480,72 @@ def curve_point(
     stored = as_stored(moved[0], dtype)
     codes, _ = assign(table, stored)
     return errors(table, w, stored, codes)[1], [codes.count(c) for c in range(len(stored))]
+
+
+# Codes by error and length: clustering/rules.py.
+
+
+def assign_by_cost(
+    rows: Any, weights: Any, codewords: Any, bits: Sequence[int], bit_price: float
+) -> tuple[list[int], list[float]]:
+    """Code and distance of every row; weights as they stand, None are all 1.
+
+    The nearest codeword of each level, then the level of least weighted distance and price.
+    """
+    words = as_rows(codewords).tolist()
+    table = as_rows(rows).tolist()
+    w = [1.0] * len(table) if weights is None else np.asarray(weights, np.float64).tolist()
+    codes, distances = [], []
+    for i, x in enumerate(table):
+        least = math.inf
+        first = 0
+        for level, own in enumerate(bits):
+            last = level == len(bits) - 1
+            bitmaps = level if last else level + 1
+            price = bit_price * float(bitmaps + own)
+            end = len(words) if last else first + 2**own
+            code, d = nearest(x, words[first:end])
+            cost = w[i] * d
+            cost = cost + price
+            if cost < least:
+                least, best, distance = cost, first + code, d
+            first = end
+        codes.append(best)
+        distances.append(distance)
+    return codes, distances
+
+
+def constrained(
+    rows: Any,
+    weights: Any,
+    codewords: Any,
+    bit_price: float,
+    field: str,
+    seed: int,
+    rounds: int,
+    shorter: Callable[[list[int]], Any],
+) -> tuple[Table, Any]:
+    """Codewords and bits of levels after rounds on all rows of a field.
+
+    `shorter` gives the bits of the levels of so many rows a code, or None for planes.
+    """
+    table, words = as_rows(rows), as_rows(codewords)
+    w = field_weights(weights, len(table))
+    found = statistics(table, w, 0)
+    fixed = fixed_point(found.exponents, found.minimum, found.maximum)
+    drawn = sample(table, w, len(words), seed, field)
+    bits = None
+    for _ in range(rounds):
+        if bits is None:
+            codes, _ = assign(table, words)
+        else:
+            codes, _ = assign_by_cost(table, w, words, bits, bit_price)
+        sums = partial(table, w, codes, len(words), fixed)
+        moved = update(words, sums, fixed, found.minimum, found.maximum, drawn, table)
+        order = sorted(range(len(words)), key=lambda c: (-sums.counts[c], c))
+        words = moved[order]
+        bits = shorter([sums.counts[c] for c in order])
+    return words, bits
 
 
 Option = tuple[int, float]  # bytes and distortion

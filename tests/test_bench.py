@@ -521,14 +521,18 @@ def test_codes_are_measured(
 ) -> None:
     rows = rng.standard_normal((3000, 4)) * np.exp(2 * rng.standard_normal((3000, 1)))
     save_file({"item": rows.astype(np.float32)}, tmp_path / "t.safetensors")
-    arguments = ("--table", tmp_path / "t.safetensors", "--lookup-rows", 5000, "--lookups", 100)
+    arguments = (
+        "--table", tmp_path / "t.safetensors", "--ratio", 20, "--lookup-rows", 5000,
+        "--lookups", 100,
+    )  # fmt: skip
     measure_codes([*map(str, arguments), "--repeats", "2", "--append", str(tmp_path / "r.jsonl")])
     records = read_records([tmp_path / "r.jsonl"])
-    assert [record["op"] for record in records] == ["code_bytes"] * 4 + ["lookup"]
-    for record in records[:-1]:
+    assert [record["op"] for record in records] == [*["code_bytes"] * 4, "entropy_codes", "lookup"]
+    for record in records[:4]:
         assert 1.0 <= record["levels_of_entropy"] <= record["planes_of_entropy"]
+    assert records[4]["error_ratio"] > 0.0
     assert records[-1]["vectors_ratio"] > 0
-    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert len(capsys.readouterr().out.splitlines()) == 6
 
 
 def test_entropy_of_codes() -> None:

@@ -42,8 +42,8 @@ def measured(
         return coreset(source, vectors, field, size, SEED)
 
     return measure(
-        opened(backend, threads=1), fields, select, dtypes=dtypes, in_levels=in_levels, seed=SEED,
-        wanted=lambda points: points, progress=lambda _: None,
+        opened(backend, threads=1), fields, select, dtypes=dtypes, in_levels=in_levels,
+        bit_prices={}, least={}, seed=SEED, wanted=lambda points: points, progress=lambda _: None,
     )  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def test_of_a_whole_field_rows_and_error_are_those_of_its_codes(
     own = curves._Measured(open_backend("cpu", threads=1), [table], {"item": one}, SEED)
     for k in (1, 4, 32):
         words = own.fitted(["item"], k)
-        distortion, counts = own.errors(words)["item"]
+        distortion, counts = own.errors(words, {})["item"]
         codes, _ = reference.assign(tables["item"], words["item"])
         expected = reference.errors(tables["item"], weights["item"], words["item"], codes)
         assert counts.tolist() == [codes.count(code) for code in range(len(words["item"]))]
@@ -117,7 +117,7 @@ def test_of_a_sample_rows_are_estimated_and_add_up_nearly() -> None:
     one = coreset(source, vectors, table, 2000, SEED)
     assert (one.rows > 5).sum() < 100  # in the coreset they are few
     own = curves._Measured(open_backend("cpu", threads=1), [table], {"item": one}, SEED)
-    _, counts = own.errors({"item": np.array([[0.0], [10.0]], np.float32)})["item"]
+    _, counts = own.errors({"item": np.array([[0.0], [10.0]], np.float32)}, {})["item"]
     assert np.abs(counts - 10_000).max() < 3000
     assert abs(int(counts.sum()) - 20_000) <= 1
 
@@ -179,8 +179,8 @@ def test_every_field_is_counted_once(tables: Arrays, monkeypatch: pytest.MonkeyP
     measure(
         open_backend("cpu", threads=1), list(source.fields.values()),
         lambda field: coreset(source, None, field, 100, SEED),
-        dtypes=["int8"], in_levels=False, seed=SEED, wanted=lambda points: points,
-        progress=counts.append,
+        dtypes=["int8"], in_levels=False, bit_prices={}, least={}, seed=SEED,
+        wanted=lambda points: points, progress=counts.append,
     )  # fmt: skip
     assert (sum(counts), len(counts)) == (3, 2)
 
@@ -210,7 +210,8 @@ def test_a_curve_ends_where_nobody_wants_more(tables: Arrays) -> None:
     found = measure(
         open_backend("cpu", threads=1), list(source.fields.values()),
         lambda field: coreset(source, None, field, 1000, SEED),
-        dtypes=["int8"], in_levels=False, seed=SEED, wanted=wanted, progress=lambda _: None,
+        dtypes=["int8"], in_levels=False, bit_prices={}, least={}, seed=SEED,
+        wanted=wanted, progress=lambda _: None,
     )  # fmt: skip
     assert asked[0] == {"item": 24, "shop": 31, "user": 24}
     assert {name: points[-1].codewords for name, points in found.items()} == {

@@ -277,10 +277,11 @@ def compress(
     codewords: Codewords = None,
     codewords_dtype: CodewordsDtype = "auto",
     codes: Annotated[
-        Literal["auto", "planes"],
+        Literal["auto", "planes", "entropy"],
         typer.Option(
             help="How codes are stored: planes in ceil(log2 codewords) bits, from which rows are "
-            "looked up fastest; auto in fewer bits where codewords serve unequal numbers of rows."
+            "looked up fastest; auto in fewer bits where codewords serve unequal numbers of rows; "
+            "entropy, with a budget, so that rows of little weight take the shortest codes."
         ),
     ] = "auto",
     fields: Fields = None,

@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,9 @@ from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.checkpoint import Checkpoint, is_codes_name
 from saec_gpu.clustering.asked import CodewordsParam, FieldPlan, codewords_by_field
-from saec_gpu.clustering.budget import Allocation, FieldCurve, unsettled
-from saec_gpu.clustering.curves import CORESET_ROWS, Point, measure
+from saec_gpu.clustering.budget import Allocation, FieldCurve, choose, price_of_a_byte, unsettled
+from saec_gpu.clustering.curves import CORESET_ROWS, MOST_MEASURED, Point, measure
+from saec_gpu.clustering.rules import GREATEST_BIT_PRICE
 from saec_gpu.clustering.selection import coreset, rows_to_cluster
 from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype
 from saec_gpu.data import Progress, ProgressFunction
@@ -94,9 +95,11 @@ def compress(
         How codewords are stored; int8 with one scale a codeword (codewords.py). Rows get the codes
         of the codewords as stored, whose error is the one that is told. "auto": a budget chooses
         for each field; float32 without a budget.
-    codes : {"auto", "planes"}
+    codes : {"auto", "planes", "entropy"}
         How codes are stored: "planes" in ceil(log2 k) bits; "auto" for each field in levels
-        (levels.py) where these take fewer bytes. From planes rows are looked up fastest.
+        (levels.py) where these take fewer bytes. From planes rows are looked up fastest. "entropy",
+        with a budget: in levels, and where a much shorter code costs a row little weighted error it
+        takes that instead of the nearest codeword's (entropy-constrained, clustering/rules.py).
     out : path
         Folder to write, customarily `*.saec`.
     backend : {"auto", "cpu", "cupy", "numba"} or Backend
@@ -138,7 +141,8 @@ def compress(
     -----
     Saec-style compression: Wu, Xu, Zhang, Chen, Wang, arXiv 1903.00103. Fields that fit the memory
     are read once; memory held is `memory` and the codebooks. A budget's curves are measured before,
-    which holds copies of 65,536 rows of a field.
+    which holds copies of 65,536 rows of a field; `codes="entropy"` does so again after the fit,
+    with 64 rows a codeword if that is more.
 
     Examples
     --------
@@ -162,6 +166,8 @@ def compress(
             raise ParamError(f"{name}={chosen!r} was given; give one of {', '.join(choices)}")
     total = asked_bytes(source.fields, codewords, ratio, budget)
     scales = checked_sensitivity(source.fields, sensitivity, total)
+    if codes == "entropy" and total is None:
+        raise ParamError('codes="entropy" was given, which needs a budget; give budget or ratio')
     params = Params(
         int(seed), int(max_iter), float(tol), codewords_dtype, codes, fast, total, scales
     )
@@ -306,42 +312,61 @@ def allocate(
     fields = [field for field in source.fields.values() if field.n_rows]
     scales = sensitivity or {}
     found = None if kept is None else kept.allocation()
+
+    def curves_of(points: Mapping[str, Sequence[Point]]) -> dict[str, FieldCurve]:
+        return {
+            name: FieldCurve(source.fields[name], tuple(own), scales.get(name, 1.0))
+            for name, own in points.items()
+        }
+
     if found is None:
-        measured = 0
+        done, total = 0, len(fields) * (2 if codes == "entropy" else 1)
 
         def report(count: int) -> None:
-            nonlocal measured
-            measured += count
+            nonlocal done
+            done += count
             if progress is not None:
-                progress(Progress("curves", measured, len(fields), "fields"))
+                progress(Progress("curves", done, total, "fields"))
 
-        def wanted(points: Mapping[str, Sequence[Point]]) -> set[str]:
-            some = {
-                name: FieldCurve(source.fields[name], tuple(own), scales.get(name, 1.0))
-                for name, own in points.items()
-            }
-            return unsettled(some, budget)
+        def measured(
+            bit_prices: Mapping[str, float], least: Mapping[str, int]
+        ) -> dict[str, tuple[Point, ...]]:
+            return measure(
+                engine, fields, lambda field: coreset(source, weights, field, CORESET_ROWS, seed),
+                dtypes=CODEWORDS_DTYPES if codewords_dtype == "auto" else (codewords_dtype,),
+                in_levels=codes != "planes", bit_prices=bit_prices, least=least, seed=seed,
+                wanted=lambda points: unsettled(curves_of(points), budget), progress=report,
+            )  # fmt: skip
 
         report(0)
-        curves = measure(
-            engine, fields, lambda field: coreset(source, weights, field, CORESET_ROWS, seed),
-            dtypes=CODEWORDS_DTYPES if codewords_dtype == "auto" else (codewords_dtype,),
-            in_levels=codes == "auto", seed=seed, wanted=wanted, progress=report,
-        )  # fmt: skip
-        as_json = {name: [asdict(one) for one in points] for name, points in curves.items()}
-        found = {"curves": as_json, "rounds": []}
+        points = measured({}, {})
+        bit_prices: dict[str, float] = {}
+        if codes == "entropy":
+            curves = curves_of(points)
+            chosen = choose(curves, budget)
+            price = price_of_a_byte(curves, budget) / 8
+            if price > 0.0:
+                bit_prices = {
+                    field.name: min(price / scales.get(field.name, 1.0), GREATEST_BIT_PRICE)
+                    for field in fields
+                }
+                # shorter codes leave bytes for more codewords; the last doubling tells what follows
+                least = {
+                    name: min(one.codewords, MOST_MEASURED) // 2 for name, one in chosen.items()
+                }
+                points = measured(bit_prices, least)
+        as_json = {name: [asdict(one) for one in own] for name, own in points.items()}
+        found = {"curves": as_json, "bit_prices": bit_prices, "rounds": []}
         if kept is not None:
             kept.save_allocation(found)
+    kept_points = {name: [Point(**one) for one in own] for name, own in found["curves"].items()}
     allocation = Allocation(
         {
-            field.name: FieldCurve(
-                field, tuple(Point(**point) for point in found["curves"][field.name]),
-                scales.get(field.name, 1.0),
-            )
-            for field in fields
+            name: replace(curve, bit_price=found["bit_prices"].get(name, 0.0))
+            for name, curve in curves_of(kept_points).items()
         },
         budget,
-    )  # fmt: skip
+    )
     for one in found["rounds"]:
         allocation.settled(one)
     return allocation
@@ -381,7 +406,10 @@ def plans_of(
             plans[name] = FieldPlan(point.codewords, "float32", whole=True)
         else:
             selected = rows_to_cluster(fields[name].n_rows, point.codewords, fast)
-            plans[name] = FieldPlan(point.codewords, point.dtype, whole=False, selected=selected)
+            plans[name] = FieldPlan(
+                point.codewords, point.dtype, whole=False, selected=selected,
+                bit_price=allocation.curves[name].bit_price,
+            )  # fmt: skip
     return plans
 
 

@@ -124,6 +124,16 @@ class Levels:
         )
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Bits of a code of each class: one of each bitmap that it is in, and its payload."""
+        bitmaps = (*range(1, len(self.bits)), len(self.bits) - 1)
+        return tuple(passed + own for passed, own in zip(bitmaps, self.bits, strict=True))
+
+    def of(self, uses: NDArray[np.int64]) -> Levels:
+        """Return the same classes with other rows of each code, int64 (k,)."""
+        return Levels(self.bits, tuple(int(uses[first:].sum()) for first in self.first_codes))
+
+    @property
     def size(self) -> int:
         """Bytes of the codes: bitmaps, counters, payloads."""
         return _places(self).end

@@ -17,11 +17,18 @@ from saec_gpu.artifact_writer import EncodedField
 from saec_gpu.backends.protocol import Assignment, Backend
 from saec_gpu.checkpoint import Checkpoint, codes_path
 from saec_gpu.clustering.asked import FieldPlan, kept_whole
+from saec_gpu.clustering.curves import CORESET_ROWS
 from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.lloyd import FieldFit, fit, repaired, sample_variance
 from saec_gpu.clustering.margin import Changes, LastField
+from saec_gpu.clustering.rules import CostRule, RuledCodebooks, constrained
 from saec_gpu.clustering.seeding import seed_codewords
-from saec_gpu.clustering.selection import Selection, chunk_of_selections, coreset
+from saec_gpu.clustering.selection import (
+    ROWS_A_CODEWORD,
+    Selection,
+    chunk_of_selections,
+    coreset,
+)
 from saec_gpu.clustering.statistics import StatisticsBuilder, check_rows, fixed_point
 from saec_gpu.codewords import StoredCodewords, codebook_bytes, most_central, store
 from saec_gpu.data import Codebook, Float32, Int64, Progress, ProgressFunction, Statistics
@@ -34,7 +41,7 @@ from saec_gpu.stream import FieldWork, Piece, ResidencySet, RowStream, row_dtype
 
 logger = logging.getLogger(__name__)
 
-CodesParam = Literal["auto", "planes"]
+CodesParam = Literal["auto", "planes", "entropy"]
 CODES_PARAMS: tuple[CodesParam, ...] = get_args(CodesParam)
 
 P = ParamSpec("P")
@@ -185,8 +192,14 @@ class Pipeline:
         for name in whole:
             weighted = statistics[name].weighted
             self.records[name] = self._record(name, statistics[name], None, weighted=weighted)
+        rules: dict[str, CostRule] = {}
+        for name in fits:
+            if self.plans[name].bit_price > 0.0:
+                final[name], rule = self._timed("constraint", self._constrained, name, final[name])
+                if rule is not None:
+                    rules[name] = rule
         stored = {name: self._stored(name, words) for name, words in final.items()}
-        self._timed("codes", self._encode, stream, statistics, fits, stored)
+        self._timed("codes", self._encode, stream, statistics, fits, stored, rules)
 
     def _timed(self, stage: str, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         begun = time.perf_counter()
@@ -311,20 +324,35 @@ class Pipeline:
             after_pass=after_pass,
         )  # fmt: skip
 
+    def _constrained(self, name: str, codewords: Float32) -> tuple[Float32, CostRule | None]:
+        """Return codewords trained on for codes by cost, in order, and the rule, on a coreset."""
+        table, price = self.source.fields[name], self.plans[name].bit_price
+        size = max(CORESET_ROWS, ROWS_A_CODEWORD * len(codewords))
+        own = coreset(self.source, self.weights, table, size, self.params.seed)
+        found = constrained(
+            self.backend, self.backend.load_rows(chunk_of_selections({name: own})),
+            {name: codewords}, {name: price}, {name: own},
+            {name: own.statistics(name, len(codewords), self.params.seed)}, {name: table.n_rows},
+        )  # fmt: skip
+        return found[name]
+
     def _encode(
         self,
         stream: RowStream,
         statistics: Mapping[str, Statistics],
         fits: Mapping[str, FieldFit],
         stored: Mapping[str, StoredCodewords],
+        rules: Mapping[str, CostRule],
     ) -> None:
         """Write the codes of all rows against the codewords as stored, and sum their errors."""
         final = {name: words.decoded() for name, words in stored.items()}
-        codebooks = self.backend.load_codebooks(
+        codebooks = RuledCodebooks(
+            self.backend,
             {
                 name: Codebook(words, middle=fits[name].middle if name in fits else None)
                 for name, words in final.items()
-            }
+            },
+            rules,
         )
         total, done = stream.rows_of(final.keys()), 0
         writer: PlaneWriter | None = None
@@ -357,8 +385,9 @@ class Pipeline:
                     stack.pop_all().close()
                     writer = None
                     self._finish(
-                        name, statistics[name], fits.get(name), stored[name], errors, uses, changes
-                    )
+                        name, statistics[name], fits.get(name), stored[name], rules.get(name),
+                        errors, uses, changes,
+                    )  # fmt: skip
 
     def _changes(self, name: str, codewords: Float32) -> Changes | None:
         """Return what decides the codes of an updated field; None where the nearest is the code."""
@@ -367,7 +396,7 @@ class Pipeline:
         return Changes(self.last[name], codewords, weighted=self.weighted(name))
 
     def _assigned(
-        self, stream: RowStream, fields: Collection[str], codebooks: Any
+        self, stream: RowStream, fields: Collection[str], codebooks: RuledCodebooks
     ) -> Iterator[tuple[Piece, Assignment]]:
         """Yield pieces and what became of their rows; the backend is at work on later ones."""
         # of the reads that a store holds one is in the making and one was just handed out
@@ -376,7 +405,7 @@ class Pipeline:
         for piece in stream.pieces(fields):
             if self.plans[piece.segment.field].selected:  # others were looked at before
                 check_rows(piece.segment.field, piece.segment.start, piece.rows_read())
-            begun = self.backend.assign_later(piece.rows, codebooks, distances=True)
+            begun = codebooks.assign_later(piece.rows, piece.weights)
             waiting.append((piece, begun))
             if len(waiting) > later:
                 first, finished = waiting.popleft()
@@ -390,6 +419,7 @@ class Pipeline:
         statistics: Statistics,
         fitted: FieldFit | None,
         codebook: StoredCodewords,
+        rule: CostRule | None,
         errors: ErrorSums,
         uses: Int64,
         changes: Changes | None,
@@ -397,22 +427,24 @@ class Pipeline:
         record = self._record(name, statistics, fitted, weighted=errors.weighted)
         if changes is not None:
             record |= changes.record(self.source.fields[name].n_rows, errors.sse)
+        if rule is not None:
+            record |= {"rule": "cost", "bit_price": rule.bit_price}
         record["sse"] = errors.sse
         record["weighted_sse"] = errors.weighted_sse if errors.weighted else None
         record["unused_codewords"] = [int(code) for code in np.flatnonzero(uses == 0)]
         record["most_rows_of_a_codeword"] = int(uses.max())
         record["out_of_vocabulary"] = most_central(codebook.decoded(), uses)
         self.codebooks[name] = codebook
-        self.levels[name] = levels = self._in_levels(name, uses)
+        self.levels[name] = levels = self._in_levels(name, uses, rule)
         self.records[name] = record
         if self.checkpoint is not None:
             self.checkpoint.save_done(self.numbers[name], codebook, levels, record)
 
-    def _in_levels(self, name: str, uses: Int64) -> Levels | None:
-        """Bring the field's codes from planes into levels where these take fewer bytes."""
+    def _in_levels(self, name: str, uses: Int64, rule: CostRule | None) -> Levels | None:
+        """Bring the field's codes from planes into levels: its rule's, or if they take less."""
         if self.params.codes == "planes":
             return None
-        levels = shorter_levels(uses)
+        levels = shorter_levels(uses) if rule is None else rule.levels.of(uses)
         if levels is not None:
             encode_in_levels(self.codes_path(name), len(uses), levels)
         return levels

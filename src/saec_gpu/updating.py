@@ -56,7 +56,7 @@ def update(
     Codewords go on from those of the last artifact and keep their numbers, and a row keeps its code
     unless another codeword is nearer by more than a margin. So little changes, and `write_delta`
     tells a server no more than that. Seed, encoding of codes, dtypes of codewords and the fields
-    kept whole are those of the last artifact. Where a field has grown, codewords are added, so that
+    kept whole are those of the last artifact; codes by error and length go on as by the margin. Where a field has grown, codewords are added, so that
     it has as many for its rows as it had at first; they begin at the rows that are served worst.
 
     The same last artifact, rows, weights, margin, max_iter and tol give the same bytes, whatever
@@ -128,7 +128,8 @@ def update(
         raise ParamError(f"margin={margin!r} was given; give a finite number from 0, such as 0.3")
     asked = before.manifest["parameters"]
     params = Params(
-        asked.get("seed", 0), int(max_iter), float(tol), "auto", asked.get("codes", "auto"),
+        asked.get("seed", 0), int(max_iter), float(tol), "auto",
+        "planes" if asked.get("codes") == "planes" else "auto",
         margin=float(margin), last=before.manifest["sha256"],
     )  # fmt: skip
     engine = open_backend(backend, threads=threads) if isinstance(backend, str) else backend

@@ -14,6 +14,7 @@ from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.margin import keep_codes
+from saec_gpu.clustering.rules import RuledCodebooks, rule_of
 from saec_gpu.clustering.statistics import check_rows, check_weights
 from saec_gpu.compression import parse_bytes
 from saec_gpu.data import Codebook, Progress, ProgressFunction
@@ -30,8 +31,8 @@ class FieldVerification:
     ----------
     name : str
     wrong_codes : int
-        Rows whose stored code is not that of their nearest codeword. Of a field kept whole: rows
-        that differ in any bit.
+        Rows whose stored code is not that of their nearest codeword, or by error and length where
+        that is the field's rule. Of a field kept whole: rows that differ in any bit.
     sse, stored_sse : float or None
         Σ squared distance, computed now and in the manifest. None: retrained.
     weighted_sse, stored_weighted_sse : float or None
@@ -110,9 +111,9 @@ def verify(
 ) -> Verification:
     """Return what comes of checking an artifact against the tables it was made from.
 
-    The SHA-256 of its files, then each row's code against the nearest stored codeword, then the
-    errors, as the manifest has them: equal to the last bit or a problem. Of a field that was
-    retrained, the file alone.
+    The SHA-256 of its files, then each row's code against that which its field's rule gives it with
+    the codewords as stored, then the errors, as the manifest has them: equal to the last bit or a
+    problem. Of a field that was retrained, the file alone.
 
     Parameters
     ----------
@@ -120,7 +121,8 @@ def verify(
     tables : TableSource, path, mapping of name to array, or 2-D array
         Fields that the artifact has not (`fields` of `compress`) are not read.
     weights : path, mapping or vector, optional
-        As for `compress`; without, the weighted errors are not checked.
+        As for `compress`; without, the weighted errors are not checked. Needed where codes were
+        chosen by weighted error and length (`codes="entropy"`).
     backend, threads, memory, chunk_rows, progress
         As for `compress`.
 
@@ -130,7 +132,9 @@ def verify(
         A file of the artifact was altered.
     SourceError
         The tables lack a field of the artifact, or it has other rows, dims or dtype there.
-    ParamError, WeightError, NonFiniteRowError
+    ParamError
+        As for `compress`; weights are needed and none were given.
+    WeightError, NonFiniteRowError
         As for `compress`.
 
     Notes
@@ -159,6 +163,12 @@ def verify(
         weighted = weight_source is not None and name in weight_source.fields
         codewords = field.n_codewords if field.encoding != "identity" else 1
         if field.n_rows and field.record["sse"] is not None:
+            rule = rule_of(field.record, field.levels)
+            if rule is not None and rule.weighted and not weighted:
+                raise ParamError(
+                    f'the codes of field "{name}" were chosen by weighted error and length; give '
+                    "the weights that it was compressed with"
+                )
             dtype = row_dtype(field.dtype, engine)
             works.append(FieldWork(name, field.n_rows, field.dim, weighted, codewords, dtype))
     total = sum(work.n_rows for work in works)
@@ -240,7 +250,11 @@ def _check_field(
             f'the codebook of field "{one.name}" holds a value that is not finite; it was altered: '
             "copy the artifact again or make it anew"
         )
-    codebooks = None if whole else engine.load_codebooks({one.name: Codebook(one.codebook)})
+    codebooks = None
+    if not whole:
+        rule = rule_of(one.record, one.levels)
+        rules = {} if rule is None else {one.name: rule}
+        codebooks = RuledCodebooks(engine, {one.name: Codebook(one.codebook)}, rules)
     wrong = 0
     errors = ErrorSums()
     for piece in stream.pieces([one.name]):
@@ -256,7 +270,7 @@ def _check_field(
             differ = _bytes_of_rows(given) != _bytes_of_rows(one._stored[rows])
             wrong += int(differ.any(axis=1).sum())
         else:
-            assigned = engine.assign(piece.rows, codebooks, distances=True)
+            assigned = codebooks.assign(piece.rows, piece.weights)
             assert assigned.distances is not None
             codes, distances = assigned.codes, assigned.distances
             stored = one.codes_between(rows.start, rows.stop)

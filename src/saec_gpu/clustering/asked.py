@@ -34,12 +34,15 @@ class FieldPlan:
         Whether rows are kept as they are; None: where codes would gain nothing.
     selected : int
         Rows of the coreset that is clustered instead of all; 0: all are.
+    bit_price : float
+        λ of codes by error and length (rules.py); 0: codes are those of the nearest.
     """
 
     codewords: int
     dtype: CodewordsDtype
     whole: bool | None = None
     selected: int = 0
+    bit_price: float = 0.0
 
 
 CodewordsParam = int | float | Mapping[str, int | float]

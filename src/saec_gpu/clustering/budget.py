@@ -46,6 +46,8 @@ class FieldCurve:
         Bytes of its codes as they were last found to be, relative to those estimated; 1 before.
     known : tuple of Point
         What was chosen before, with the bytes that were found.
+    bit_price : float
+        λ for which the points were measured (rules.py); 0: codes are those of the nearest.
     """
 
     table: TableField
@@ -53,6 +55,7 @@ class FieldCurve:
     sensitivity: float = 1.0
     code_share: float = 1.0
     known: tuple[Point, ...] = ()
+    bit_price: float = 0.0
 
     def options(self) -> list[Point]:
         """Return the points, code bytes corrected, those beyond and that of all rows kept."""
@@ -192,6 +195,26 @@ def choose(curves: Mapping[str, FieldCurve], budget: int) -> dict[str, Point]:
         chosen[name] = curves[name].best(left)
         left -= chosen[name].nbytes
     return chosen
+
+
+def price_of_a_byte(curves: Mapping[str, FieldCurve], budget: int) -> float:
+    """Return the distortion, times sensitivity, that one more byte than the budget would spare.
+
+    That is what the first step along the hulls spares for a byte which leads beyond the budget, all
+    steps in order of it; 0.0 if none does.
+    """
+    hulls = {name: curve.hull() for name, curve in curves.items()}
+    steps = [
+        (curves[name].sensitivity * _gain(one, other), other.nbytes - one.nbytes)
+        for name, hull in hulls.items()
+        for one, other in pairwise(hull)
+    ]
+    used = sum(hull[0].nbytes for hull in hulls.values())
+    for gain, cost in sorted(steps, key=lambda step: -step[0]):
+        used += cost
+        if used > budget:
+            return gain
+    return 0.0
 
 
 def unsettled(curves: Mapping[str, FieldCurve], budget: int) -> set[str]:

@@ -15,6 +15,7 @@ import numpy as np
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.error import ExactSum
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
+from saec_gpu.clustering.rules import CostRule, RuledCodebooks, constrained, estimated_uses
 from saec_gpu.clustering.seeding import Seeds
 from saec_gpu.clustering.selection import Selection, chunk_of_selections
 from saec_gpu.clustering.statistics import fixed_point
@@ -72,6 +73,16 @@ def grid(n_rows: int, most: int = MOST_MEASURED) -> list[int]:
     return sorted({1, most, *(step for step in steps if step < most)})
 
 
+def grid_from(n_rows: int, least: int) -> list[int]:
+    """Return these numbers from one on, the greatest of them in any case.
+
+    >>> grid_from(5, 3), grid_from(5, 9)
+    ([3, 4, 5], [5])
+    """
+    numbers = grid(n_rows)
+    return [number for number in numbers if number >= min(least, numbers[-1])]
+
+
 def measure(
     backend: Backend,
     fields: Sequence[TableField],
@@ -79,6 +90,8 @@ def measure(
     *,
     dtypes: Sequence[CodewordsDtype],
     in_levels: bool,
+    bit_prices: Mapping[str, float],
+    least: Mapping[str, int],
     seed: int,
     wanted: Callable[[Mapping[str, Sequence[Point]]], Collection[str]],
     progress: Callable[[int], None],
@@ -96,6 +109,10 @@ def measure(
         In which codewords may be stored.
     in_levels : bool
         Whether codes are stored in levels where these take fewer bytes than planes.
+    bit_prices : mapping of name to float
+        λ of the fields whose codes are chosen by error and length (rules.py).
+    least : mapping of name to int
+        Numbers of codewords from which on a field is measured, 1 if not named.
     seed : int
     wanted : function
         Given the curves so far, of some fields, returns the names of those that could want more
@@ -114,26 +131,32 @@ def measure(
         points: dict[str, list[Point]] = {field.name: [] for field in group}
         measured = _Measured(backend, group, selections, seed)
         more = set(points)
-        grids = {field.name: set(grid(field.n_rows)) for field in group}
+        grids = {
+            field.name: set(grid_from(field.n_rows, least.get(field.name, 1))) for field in group
+        }
         for n_codewords in sorted(set().union(*grids.values())):
             if n_codewords in LOOKED_AT:
-                more &= set(wanted(points))
+                begun = {name: own for name, own in points.items() if own}
+                more &= {*wanted(begun), *(points.keys() - begun)}
             asked = [name for name, own in grids.items() if name in more and n_codewords in own]
             words = measured.fitted(asked, n_codewords)
+            words, rules = measured.constrained(words, bit_prices)
             for dtype in dtypes:
                 stored = {
                     name: _storable(one, dtype, name, must=len(dtypes) == 1)
                     for name, one in words.items()
                 }
-                found = measured.errors({n: one for n, one in stored.items() if one is not None})
+                found = measured.errors(
+                    {n: one for n, one in stored.items() if one is not None}, rules
+                )
                 for name, (distortion, counts) in found.items():
                     table, k = measured.tables[name], len(counts)
-                    points[name].append(
-                        Point(
-                            k, dtype, distortion, codebook_bytes(k, table.dim, dtype),
-                            _code_bytes(table.n_rows, counts, in_levels=in_levels),
-                        )
-                    )  # fmt: skip
+                    if name in rules:
+                        code_bytes = rules[name].levels.of(counts).size
+                    else:
+                        code_bytes = _code_bytes(table.n_rows, counts, in_levels=in_levels)
+                    size = codebook_bytes(k, table.dim, dtype)
+                    points[name].append(Point(k, dtype, distortion, size, code_bytes))
         curves |= {name: tuple(found) for name, found in points.items()}
         progress(len(group))
     return curves
@@ -192,12 +215,36 @@ class _Measured:
         )  # fmt: skip
         return {name: one.codewords for name, one in fits.items()}
 
-    def errors(self, codewords: Mapping[str, Float32]) -> dict[str, tuple[float, Int64]]:
+    def constrained(
+        self, codewords: Mapping[str, Float32], bit_prices: Mapping[str, float]
+    ) -> tuple[dict[str, Float32], dict[str, CostRule]]:
+        """Return codewords trained on for codes by cost where a bit has a price, and the rules."""
+        priced = {
+            name: words
+            for name, words in codewords.items()
+            if name in bit_prices and not self._met_exactly(name, len(words))
+        }
+        found = constrained(
+            self._backend, self._rows, priced, bit_prices, self._selections,
+            {name: one[0] for name, one in self._starts.items()},
+            {name: table.n_rows for name, table in self.tables.items()},
+        )  # fmt: skip
+        words = {name: own for name, (own, _) in found.items()}
+        rules = {name: rule for name, (_, rule) in found.items() if rule is not None}
+        return {**codewords, **words}, rules
+
+    def _met_exactly(self, name: str, n_codewords: int) -> bool:
+        distinct = self._starts[name][0].distinct
+        return distinct is not None and n_codewords >= len(distinct)
+
+    def errors(
+        self, codewords: Mapping[str, Float32], rules: Mapping[str, CostRule]
+    ) -> dict[str, tuple[float, Int64]]:
         """Return Σ w·dist of each field, and estimated rows of each codeword."""
-        codebooks = self._backend.load_codebooks(
-            {name: Codebook(words) for name, words in codewords.items()}
-        )
-        found = self._backend.assign(self._rows, codebooks, distances=True)
+        own = [one.weights / one.multiplicity for one in self._selections.values()]
+        found = RuledCodebooks(
+            self._backend, {name: Codebook(words) for name, words in codewords.items()}, rules
+        ).assign(self._rows, np.concatenate(own))
         assert found.distances is not None
         results = {}
         for segment in self._layout.segments:
@@ -206,12 +253,11 @@ class _Measured:
             one = self._selections[segment.field]
             total = ExactSum()
             total.add(one.weights * found.distances[segment.rows])
-            counts = np.bincount(
-                found.codes[segment.rows], one.multiplicity, len(codewords[segment.field])
-            )
-            n_rows = self.tables[segment.field].n_rows
-            whole = np.rint(counts * (n_rows / np.cumsum(counts)[-1])).astype(np.int64)
-            results[segment.field] = total.value, whole
+            uses = estimated_uses(
+                found.codes[segment.rows], len(codewords[segment.field]), one,
+                self.tables[segment.field].n_rows, rules.get(segment.field),
+            )  # fmt: skip
+            results[segment.field] = total.value, uses
         return results
 
 

@@ -123,10 +123,9 @@ def finish_pass(
     backend: Backend, fit: FieldFit, partial: Partial, *, tol: float, max_iter: int
 ) -> None:
     """Move a field's codewords by one update and repair, and freeze it if a rule says so."""
-    codewords = updated(fit.codewords, partial, fit.fixed_point, fit.statistics)
-    empty = np.flatnonzero(_empty(partial))
-    if len(empty):
-        codewords = repaired(backend, codewords, empty, fit.statistics.sample, fit.middle)
+    codewords = moved_codewords(
+        backend, fit.codewords, partial, fit.fixed_point, fit.statistics, fit.middle
+    )
     shift = squared_shift(codewords, fit.codewords)
     fit.codewords = codewords
     fit.counts = partial.counts
@@ -135,6 +134,20 @@ def finish_pass(
         fit.stopped = "shift"
     elif fit.iterations >= max_iter:
         fit.stopped = "max_iter"
+
+
+def moved_codewords(
+    backend: Backend,
+    codewords: Float32,
+    partial: Partial,
+    fixed_point: FixedPoint,
+    statistics: Statistics,
+    middle: Float32 | None = None,
+) -> Float32:
+    """Return the codewords after update and repair."""
+    moved = updated(codewords, partial, fixed_point, statistics)
+    empty = np.flatnonzero(_empty(partial))
+    return repaired(backend, moved, empty, statistics.sample, middle) if len(empty) else moved
 
 
 def updated(

@@ -42,12 +42,18 @@ class Selection:
         With these, sums over the selection estimate weighted sums over the field.
     multiplicity : float64 (m,)
         How many rows each stands for: with these, they estimate sums over rows, unweighted.
+    weighted : bool
+        False: all weights that were given are 0, and each row counts as 1.
+    weightless : int
+        Rows of weight 0 that are not in the selection.
     """
 
     index: Int64
     rows: Float32
     weights: Float64
     multiplicity: Float64
+    weighted: bool
+    weightless: int
 
     def statistics(self, field: str, n_codewords: int, seed: int) -> Statistics:
         """Return the statistics of these rows, taken as a table of their own."""
@@ -90,14 +96,18 @@ def coreset(
     if field.n_rows <= size:
         index = np.arange(field.n_rows)
         own = np.concatenate([np.ones(0), *(part for _, part in _weights(weights, field))])
-        if not own.any():
+        weighted = bool(own.any())
+        if not weighted:
             own = np.ones(field.n_rows)
-        return Selection(index, _rows_of(tables, field, index), own, np.ones(field.n_rows))
+        rows = _rows_of(tables, field, index)
+        return Selection(index, rows, own, np.ones(field.n_rows), weighted, 0)
     sampler, unweighted = (Sampler(size, 0, seed, field.name) for _ in range(2))
+    weightless = 0
     weighted = False
     for start, own in _weights(weights, field):
         numbers = np.empty((len(own), 0), np.float32)
         weighted = weighted or bool(own.any())
+        weightless += int((own == 0).sum())
         sampler.add(start, numbers, own)
         if not weighted:
             unweighted.add(start, numbers, None)
@@ -105,7 +115,8 @@ def coreset(
     own = _weights_of(weights, field, sample.index) if weighted else np.ones(len(sample.index))
     standing = np.minimum(sample.weights, GREATEST_WEIGHT)
     rows = _rows_of(tables, field, sample.index)
-    return Selection(sample.index, rows, standing, standing / own)
+    left_out = weightless if weighted else 0
+    return Selection(sample.index, rows, standing, standing / own, weighted, left_out)
 
 
 def _weights(weights: WeightSource | None, field: TableField) -> Iterator[tuple[int, Float64]]:
