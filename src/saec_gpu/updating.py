@@ -55,9 +55,10 @@ def update(
 
     Codewords go on from those of the last artifact and keep their numbers, and a row keeps its code
     unless another codeword is nearer by more than a margin. So little changes, and `write_delta`
-    tells a server no more than that. Seed, encoding of codes, dtypes of codewords and the fields
-    kept whole are those of the last artifact; codes by error and length go on as by the margin. Where a field has grown, codewords are added, so that
-    it has as many for its rows as it had at first; they begin at the rows that are served worst.
+    tells a server no more than that. Where a field has grown, codewords are added, so that it has
+    as many for its rows as it had at first; they begin at the rows that are served worst. Seed,
+    encoding of codes, dtypes of codewords and the fields kept whole are those of the last artifact.
+    Codes that were chosen by error and length go on by the margin.
 
     The same last artifact, rows, weights, margin, max_iter and tol give the same bytes, whatever
     the format, backend, chunk_rows, memory and threads, and also after a kill and resume.
