@@ -21,7 +21,7 @@ from saec_gpu.backends.checks import (
     check_weights,
 )
 from saec_gpu.backends.cpu_filter import GROUP, LEADS, PANEL, WORST, bound_factor
-from saec_gpu.backends.cpu_kept import Bounds, Frame, KeptRows, RowMemory
+from saec_gpu.backends.cpu_kept import Bounds, Frame, KeptRows, KeptStore
 from saec_gpu.backends.cpu_tiles import (
     SLOT_CODEWORDS,
     SLOT_COLUMNS,
@@ -36,7 +36,6 @@ from saec_gpu.backends.cpu_tiles import (
     run_tiles,
 )
 from saec_gpu.backends.filter_frame import filter_frame, repeated_codewords
-from saec_gpu.backends.host_store import HostStore
 from saec_gpu.backends.protocol import Assignment, StorePlan
 from saec_gpu.backends.simd import ROW_LANES
 from saec_gpu.data import Chunk, Codebook, Float32, Int64, Partial, carry
@@ -79,16 +78,20 @@ class _Accumulators:
             high[: len(low)], low[:] = carry(high[: len(low)], low)
 
 
-@dataclass(eq=False)
-class _Keeping:
-    """Bounds that a pass uses and renews: by segment where, and whether they hold."""
+@dataclass(frozen=True, eq=False)
+class _Bounds:
+    """Bounds that a pass uses and renews.
+
+    `places` tells of a segment its first bound, its panels, its first drift, and whether all hold.
+    """
 
     bounds: Float32
-    kept: dict[Segment, Bounds]
-    known: dict[Segment, bool] = field(init=False)
+    drifts: Float32
+    places: Mapping[Segment, tuple[int, int, int, bool]]
 
-    def __post_init__(self) -> None:
-        self.known = {segment: kept.frame is not None for segment, kept in self.kept.items()}
+
+NO_BOUNDS = _Bounds(np.zeros(0, np.float32), np.zeros(0, np.float32), {})
+NOWHERE = (-1, 0, 0, False)
 
 
 @dataclass(eq=False)
@@ -188,9 +191,9 @@ class CpuBackend:
         """Return half of the memory that is free now, in bytes."""
         return int(SHARE_OF_MEMORY * _free_memory())
 
-    def open_store(self, plan: StorePlan) -> HostStore:
+    def open_store(self, plan: StorePlan) -> KeptStore:
         """Return an empty store."""
-        return HostStore(plan, self.reads_held, self.load_rows)
+        return KeptStore(plan, self.reads_held)
 
     def load_rows(self, chunk: Chunk) -> Chunk:
         """Return the chunk itself: its rows are in memory already."""
@@ -260,24 +263,23 @@ class CpuBackend:
             codes = np.empty(rows.layout.n_rows, np.uint32)
             self._run(rows, codebooks, codes, np.zeros(0), given=False, accumulate=True)
             return
-        memory = rows.memory
-        kept = {}
+        memory, kept = rows.memory, {}
         for segment in rows.layout.segments:
-            if segment.field in codebooks.slot_of and segment.n_rows:
+            if segment.field in codebooks.slot_of:
                 slot = codebooks.slot_of[segment.field]
                 check_columns(segment, int(codebooks.slots[slot, SLOT_DIM]))
-                repeated = codebooks.repeated(slot)
-                bounds = memory.begin(segment, codebooks.frame(slot), repeated=repeated)
-                if bounds is not None:
-                    kept[segment] = bounds
-        keeping = _Keeping(memory.bounds(), kept)
+                found = memory.begin(
+                    segment, codebooks.frame(slot), repeated=codebooks.repeated(slot)
+                )
+                if found is not None:
+                    kept[segment] = found
+        bounds = _gathered(memory.bounds(), kept)
         memory.forget()  # until the pass has ended well
         self._run(
-            rows, codebooks, memory.codes, np.zeros(0), given=False, accumulate=True,
-            keeping=keeping,
-        )  # fmt: skip
-        for segment, bounds in kept.items():
-            bounds.frame = codebooks.frame(codebooks.slot_of[segment.field])
+            rows, codebooks, memory.codes, np.zeros(0), given=False, accumulate=True, bounds=bounds
+        )
+        for segment, found in kept.items():
+            found.frame = codebooks.frame(codebooks.slot_of[segment.field])
 
     def accumulate(self, rows: Chunk, codes: NDArray[np.uint32], codebooks: CpuCodebooks) -> None:
         """Add rows to the partials of the codewords that `codes` names.
@@ -325,14 +327,13 @@ class CpuBackend:
         *,
         given: bool,
         accumulate: bool,
-        keeping: _Keeping = _Keeping(np.zeros(0, np.float32), {}),  # noqa: B008
+        bounds: _Bounds = NO_BOUNDS,
     ) -> None:
         """Hand the chunk's tiles to the threads and wait for them."""
-        found = list(_tiles(chunk, codebooks, keeping))
+        found = list(_tiles(chunk, codebooks, bounds.places))
         tiles = np.array(found, np.int64).reshape(-1, TILE_COLUMNS)
         if len(tiles) == 0:
             return
-        drifts = np.concatenate([np.zeros(0, np.float32), *(b.drifts for b in keeping.kept.values())])
         n_threads = min(self.threads, len(tiles))
         accumulators = codebooks.accumulators(n_threads)
         codebooks.rows_since_carry += chunk.layout.n_rows
@@ -350,8 +351,9 @@ class CpuBackend:
                 counter, tiles, codebooks.slots, codebooks.factors, chunk.values, weights,
                 codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words,
                 codebooks.column_scales, codebooks.weight_scales, given, codes,
-                keeping.bounds, drifts, distances, accumulate, own.sums, own.sums_low, own.weight_sums, own.weight_sums_low,
-                own.counts, own.rechecked, _aligned(max_dim * ROW_LANES, np.float32),
+                bounds.bounds, bounds.drifts, distances, accumulate, own.sums, own.sums_low,
+                own.weight_sums, own.weight_sums_low, own.counts, own.rechecked,
+                _aligned(max_dim * ROW_LANES, np.float32),
                 _aligned(ROW_LANES, np.int32), _aligned(LEADS * ROW_LANES, np.float32),
                 _aligned(most_groups * ROW_LANES, np.float32), _aligned(most_values, np.float32),
                 _aligned(most_rows + PANEL, np.float32), _aligned(most_rows + PANEL, np.float32),
@@ -378,18 +380,28 @@ def _most_kept(codebooks: CpuCodebooks, tiles: Int64) -> tuple[int, int, int]:
     return n_groups, int(n_rows.max()), int((n_rows * slots[:, SLOT_DIM]).max())
 
 
-def _tiles(chunk: Chunk, codebooks: CpuCodebooks, keeping: _Keeping) -> Iterator[list[int]]:
+def _gathered(all_bounds: Float32, kept: Mapping[Segment, Bounds]) -> _Bounds:
+    """Return the bounds of segments as the kernel takes them."""
+    places, n_drifts = {}, 0
+    for segment, one in kept.items():
+        n_panels = len(one.drifts)
+        places[segment] = (one.start, n_panels, n_drifts, one.frame is not None)
+        n_drifts += n_panels
+    drifts = [np.zeros(0, np.float32), *(one.drifts for one in kept.values())]
+    return _Bounds(all_bounds, np.concatenate(drifts), places)
+
+
+def _tiles(
+    chunk: Chunk,
+    codebooks: CpuCodebooks,
+    bounds: Mapping[Segment, tuple[int, int, int, bool]],
+) -> Iterator[list[int]]:
     """Yield the tile table's rows, costliest first so that no thread ends on a long one."""
     segments = [s for s in chunk.layout.segments if s.field in codebooks.slot_of]
     slots = codebooks.slots
     segments.sort(
         key=lambda s: -int(slots[codebooks.slot_of[s.field], : SLOT_CODEWORDS + 1].prod())
     )
-    drift_of = {}
-    n_drifts = 0
-    for segment, bounds in keeping.kept.items():
-        drift_of[segment] = n_drifts
-        n_drifts += len(bounds.drifts)
     for segment in segments:
         number = codebooks.slot_of[segment.field]
         dim = int(slots[number, SLOT_DIM])
@@ -397,14 +409,11 @@ def _tiles(chunk: Chunk, codebooks: CpuCodebooks, keeping: _Keeping) -> Iterator
         fixed_point = codebooks.codebooks[number].fixed_point
         weighted = fixed_point is not None and fixed_point.weighted
         check_weights(segment, weighted=weighted, given=chunk.weights is not None)
-        kept = keeping.kept.get(segment)
-        n_panels = len(kept.drifts) if kept is not None else 0
-        known = keeping.known.get(segment, False)
-        drift = drift_of.get(segment, 0)
+        start, n_panels, drift, known = bounds.get(segment, NOWHERE)
         for first, n_rows in segment.tiles():
             row = segment.first_row + first
             value = segment.first_value + first * segment.dim
-            bound = kept.start + first * n_panels if kept is not None else -1
+            bound = start + first * n_panels
             weight = row if weighted else -1
             yield [number, n_rows, value, weight, row, bound, drift, known]
 

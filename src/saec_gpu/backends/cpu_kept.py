@@ -6,13 +6,16 @@ What is kept decides only which codewords a pass looks at (cpu_skipping): never 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saec_gpu.backends.cpu_filter import PANEL
+from saec_gpu.backends.host_store import HostStore
+from saec_gpu.backends.protocol import StorePlan
 from saec_gpu.data import Chunk, Float32
-from saec_gpu.layout import Segment
+from saec_gpu.layout import Layout, Segment
 
 FIRST_PASSES = 2  # codewords move so far in these that bounds would not hold for the next
 LEAST_PANELS = 4  # below, looking at all codewords takes no longer than the bounds
@@ -142,3 +145,38 @@ def kept_rows(chunk: Chunk, room: int) -> KeptRows:
     """Return the chunk's rows with a memory of the passes over them, of at most `room` bytes."""
     codes = np.zeros(chunk.layout.n_rows, np.uint32)
     return KeptRows(chunk.layout, chunk.values, chunk.weights, RowMemory(codes, room))
+
+
+class KeptStore(HostStore):
+    """A store in host memory, whose rows that stay have a memory of the passes over them.
+
+    Parameters
+    ----------
+    plan : StorePlan
+    reads_held : int
+    """
+
+    def __init__(self, plan: StorePlan, reads_held: int) -> None:
+        super().__init__(plan, reads_held, lambda chunk: chunk)
+        self._room = plan.spare
+        self._kept: dict[Layout, KeptRows] = {}
+
+    def put(self, chunk: Chunk, *, stays: bool) -> Any:
+        """Return the rows."""
+        if stays:
+            self._kept.clear()
+        return super().put(chunk, stays=stays)
+
+    def part(self, layout: Layout) -> Any:
+        """Return rows of one field that were put to stay."""
+        share = self._room * layout.n_rows // max(self._held.layout.n_rows, 1)
+        return self._remembered(super().part(layout), share)
+
+    def whole(self) -> Any:
+        """Return all rows that were put to stay."""
+        return self._remembered(super().whole(), self._room)
+
+    def _remembered(self, chunk: Chunk, room: int) -> KeptRows:
+        if chunk.layout not in self._kept:
+            self._kept[chunk.layout] = kept_rows(chunk, room)
+        return self._kept[chunk.layout]

@@ -171,12 +171,12 @@ def with_lane(typing: Any, x: Any, lane: Any, number: Any) -> Any:
     """Return the vector with one lane set to a number; with none, where there is no such lane."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        places = Vector(types.int64, x.lanes)
+        places = Vector(types.int32, x.lanes)
         numbers = ir.Constant(_llvm(places), list(range(x.lanes)))
         here = builder.icmp_signed("==", numbers, _spread(builder, places, args[1]))
         return builder.select(here, _spread(builder, x, args[2]), args[0])
 
-    return x(x, types.int64, x.element), generate
+    return x(x, types.int32, x.element), generate
 
 
 def _folded(emit: Callable[[Any, Any, Any], Any]) -> Any:
@@ -205,9 +205,7 @@ def _folded(emit: Callable[[Any, Any, Any], Any]) -> Any:
 
 
 lanes_sum = _folded(lambda builder, x, y: builder.fadd(x, y))
-lanes_maximum = _folded(
-    lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y)
-)
+lanes_maximum = _folded(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))
 
 TAG_BITS = 2
 
