@@ -265,13 +265,12 @@ class CpuBackend:
             return
         memory, kept = rows.memory, {}
         for segment in rows.layout.segments:
-            if segment.field in codebooks.slot_of:
-                slot = codebooks.slot_of[segment.field]
-                check_columns(segment, int(codebooks.slots[slot, SLOT_DIM]))
-                found = memory.begin(
-                    segment, codebooks.frame(slot), repeated=codebooks.repeated(slot)
-                )
-                if found is not None:
+            slot = codebooks.slot_of.get(segment.field)
+            if slot is not None:
+                found = memory.begin(segment, len(codebooks.codebooks[slot].codewords))
+                if found is not None and not codebooks.repeated(slot):
+                    check_columns(segment, int(codebooks.slots[slot, SLOT_DIM]))
+                    found.bring_to(codebooks.frame(slot))
                     kept[segment] = found
         bounds = _gathered(memory.bounds(), kept)
         memory.forget()  # until the pass has ended well

@@ -98,28 +98,26 @@ class RowMemory:
     _size: int = 0
     _bounds: Float32 = field(default_factory=lambda: np.zeros(PANEL, np.float32))
 
-    def begin(self, segment: Segment, now: Frame, *, repeated: bool) -> Bounds | None:
+    def begin(self, segment: Segment, n_codewords: int) -> Bounds | None:
         """Return where the bounds of a segment are to be kept in this pass, or None.
 
-        `repeated`: a codeword equals another. The filter leaves it out, so bounds would not hold
-        once it moved.
+        A codebook of which a codeword equals another must not be used with them: the filter leaves
+        it out, so that bounds would not hold once it moved.
         """
-        n_panels = -(-len(now.codewords) // PANEL)
+        n_panels = -(-n_codewords // PANEL)
+        if n_panels < LEAST_PANELS:
+            return None
         passes = self._passes.get(segment, 0)
         self._passes[segment] = passes + 1
         kept = self._kept.get(segment)
         if kept is None:
             size = n_panels * segment.n_rows
-            if n_panels < LEAST_PANELS or (self._size + size) * BOUND_BYTES > self.room:
+            if (self._size + size) * BOUND_BYTES > self.room:
                 return None
             kept = Bounds(self._size, np.zeros(n_panels, np.float32))
             self._kept[segment] = kept
             self._size += size
-        if repeated or passes < FIRST_PASSES or len(kept.drifts) != n_panels:
-            kept.frame = None
-            return None
-        kept.bring_to(now)
-        return kept
+        return kept if passes >= FIRST_PASSES and len(kept.drifts) == n_panels else None
 
     def bounds(self) -> Float32:
         """Return all bounds, float32, with room for one vector behind the last."""
