@@ -315,7 +315,7 @@ def _keep_bounds(
     listed: Any,
     start: Any,
     lanes: Any,
-    together: Any,  # the rows lie one behind another
+    known: Any,  # the rows are listed; else they lie one behind another
     n_codewords: Any,
     factor: Any,
     tops: Any,
@@ -337,16 +337,17 @@ def _keep_bounds(
         lower = add(_block_lower_distance(norms, top, factor), drift)
         lower = mul(lower, splat(ROW_LANES, SHRINK))
         at = first_bound + p * n_rows
-        if together and lanes == ROW_LANES:
+        if not known and lanes == ROW_LANES:
             store(bounds, at + start, lower)
         else:
             store(leads, 0, lower)
             for lane in range(lanes):
-                bounds[at + listed[start + lane]] = leads[lane]
+                i = listed[start + lane] if known else start + lane
+                bounds[at + i] = leads[lane]
 
 
 @inlined
-def keep_codes(
+def find_codes(
     values: Any,
     row: Any,
     n_rows: Any,
@@ -365,7 +366,7 @@ def keep_codes(
     codes: Any,  # INOUT uint32: codes of the rows from first_code
     first_code: Any,
     bounds: Any,  # INOUT float32 (panels, n_rows), flat, from first_bound
-    first_bound: Any,
+    first_bound: Any,  # negative: none are kept
     drifts: Any,  # IN  float32: of panel p at first_drift + p
     first_drift: Any,
     known: Any,  # whether codes and bounds are those of the last pass
@@ -407,9 +408,7 @@ def keep_codes(
                 found, n_found, best, norms, factor, drift, bounds, at, own, lines, listed,
                 n_listed,
             )  # fmt: skip
-    else:
-        for i in range(n_rows):
-            listed[i] = i
+    keep = first_bound >= 0
     rechecked = 0
     for start in range(0, n_listed, ROW_LANES):
         lanes = min(n_listed - start, ROW_LANES)
@@ -421,23 +420,25 @@ def keep_codes(
             fill_block(values, row + start * dim, lanes, dim, scale, centres, column, block)
         unproved = rank(
             block, dim, panels, panel, scores, first_score, n_codewords, factor, lane_codes, leads,
-            True, tops,
+            keep, tops,
         )  # fmt: skip
         for lane in range(lanes):
+            i = listed[start + lane] if known else start + lane
             if (unproved >> np.uint64(lane)) & np.uint64(1):
                 # its own codeword may be any: `tops` stays as it is, not below the others' scores
-                at = row + listed[start + lane] * dim
+                at = row + i * dim
                 lane_codes[lane] = decide(
                     block, lane, leads[lane], leads[ROW_LANES + lane], values, at, dim, panels,
                     panel, scores, first_score, words, first_word, n_codewords,
                 )  # fmt: skip
                 rechecked += 1
-            else:
+            elif keep:
                 group = lane_codes[lane] // GROUP
                 tops[group * ROW_LANES + lane] = leads[2 * ROW_LANES + lane]
-            codes[first_code + listed[start + lane]] = lane_codes[lane]
-        _keep_bounds(
-            listed, start, lanes, not known, n_codewords, factor, tops, leads, drifts,
-            first_drift, bounds, first_bound, n_rows,
-        )  # fmt: skip
+            codes[first_code + i] = lane_codes[lane]
+        if keep:
+            _keep_bounds(
+                listed, start, lanes, known, n_codewords, factor, tops, leads, drifts,
+                first_drift, bounds, first_bound, n_rows,
+            )  # fmt: skip
     return rechecked

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from saec_gpu.backends.cpu_filter import exact_distance, find_codes
-from saec_gpu.backends.cpu_skipping import keep_codes
+from saec_gpu.backends.cpu_filter import exact_distance
+from saec_gpu.backends.cpu_skipping import find_codes
 from saec_gpu.backends.cpu_sums import add_rows, add_rows_wide
 from saec_gpu.backends.simd import take_next
 from saec_gpu.compiled import compiled, inlined
@@ -112,20 +112,13 @@ def run_tiles(
         column = slots[slot, SLOT_COLUMNS]
         wide = slots[slot, SLOT_WIDE]
         first_bound = tiles[tile, TILE_BOUNDS]
-        if not given and first_bound >= 0:
-            rechecked[slot] += keep_codes(
-                values, first_value, n_rows, dim, factors[slot, 0], factors[slot, 1], centres,
-                column, panels, panel, scores, first_score, words, first_word, n_codewords, codes,
-                first_code, bounds, first_bound, drifts,
-                tiles[tile, TILE_DRIFTS], tiles[tile, TILE_KNOWN] != 0, block, lane_codes,
-                leads, tops, centred, own, norms, needs, found, best, lines,
-                listed,
-            )  # fmt: skip
-        elif not given:
+        if not given:
             rechecked[slot] += find_codes(
                 values, first_value, n_rows, dim, factors[slot, 0], factors[slot, 1], centres,
-                column, panels, panel, scores, first_score, words, first_word, n_codewords,
-                codes, first_code, block, lane_codes, leads,
+                column, panels, panel, scores, first_score, words, first_word, n_codewords, codes,
+                first_code, bounds, first_bound, drifts, tiles[tile, TILE_DRIFTS],
+                tiles[tile, TILE_KNOWN] != 0, block, lane_codes, leads, tops, centred, own, norms,
+                needs, found, best, lines, listed,
             )  # fmt: skip
         if len(distances):
             _measure(
