@@ -124,6 +124,7 @@ class Saec(Contestant):
 
     def run(self) -> Outcome:
         """Fit all fields; codebooks are laid out for the kernels in each pass."""
+        from saec_gpu.backends.cpu_kept import kept_rows
         from saec_gpu.clustering.lloyd import FieldFit, fit
         from saec_gpu.clustering.statistics import fixed_point
 
@@ -132,6 +133,8 @@ class Saec(Contestant):
             field.name: FieldFit(one, fixed_point(one), 1.0, field.codewords)
             for field, one in zip(self.data.fields, self._statistics.values(), strict=True)
         }
+        # as a store's rows that stay, and with nothing known of them from the run before
+        rows = kept_rows(self._chunk, self._backend.memory_budget())
         rechecked = 0
 
         def after_pass(rows: Mapping[str, int]) -> None:
@@ -139,7 +142,7 @@ class Saec(Contestant):
             rechecked += sum(rows.values())
 
         fit(
-            self._backend, lambda _: [self._chunk], fits, tol=NEVER, max_iter=self.iterations,
+            self._backend, lambda _: [rows], fits, tol=NEVER, max_iter=self.iterations,
             after_pass=after_pass,
         )  # fmt: skip
         flop = useful_flop(self.data, [one.iterations for one in fits.values()])

@@ -111,11 +111,14 @@ class ResidencySet:
         whose others are read anew each pass.
     read_rows : int
         Rows of one read.
+    spare : int
+        Bytes of the memory that are left.
     """
 
     fields: tuple[FieldWork, ...]
     resident_rows: int
     read_rows: int
+    spare: int = 0
 
     @property
     def resident(self) -> bool:
@@ -152,6 +155,7 @@ class ResidencySet:
             max(n_rows for n_rows, _ in reads),
             max(n_rows * dim for n_rows, dim in reads),
             any(work.weighted for work in self.fields),
+            self.spare,
         )
 
     def reads(self, fields: Collection[str]) -> Iterator[Read]:
@@ -214,7 +218,7 @@ def plan_sets(
         if together:
             read_rows = chunk_rows or min(_read_rows(work, memory) for work in together)
             n_kept = sum(work.n_kept for work in together)
-            sets.append(ResidencySet(tuple(together), n_kept, read_rows))
+            sets.append(ResidencySet(tuple(together), n_kept, read_rows, memory - held.total))
         together.clear()
         held = _Held()
 

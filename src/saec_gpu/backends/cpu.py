@@ -20,20 +20,26 @@ from saec_gpu.backends.checks import (
     check_threads,
     check_weights,
 )
-from saec_gpu.backends.cpu_filter import PANEL, WORST, bound_factor
+from saec_gpu.backends.cpu_filter import GROUP, LEADS, PANEL, WORST, bound_factor
+from saec_gpu.backends.cpu_kept import Bounds, Frame, KeptRows, KeptStore
 from saec_gpu.backends.cpu_tiles import (
     SLOT_CODEWORDS,
+    SLOT_COLUMNS,
     SLOT_DIM,
     SLOT_FIELDS,
+    SLOT_SCORES,
     SLOT_WIDE,
+    TILE_BOUNDS,
     TILE_COLUMNS,
+    TILE_ROWS,
+    TILE_SLOT,
     run_tiles,
 )
 from saec_gpu.backends.filter_frame import filter_frame, repeated_codewords
-from saec_gpu.backends.host_store import HostStore
 from saec_gpu.backends.protocol import Assignment, StorePlan
 from saec_gpu.backends.simd import ROW_LANES
 from saec_gpu.data import Chunk, Codebook, Float32, Int64, Partial, carry
+from saec_gpu.layout import Segment
 
 CACHE_LINE = 64
 SHARE_OF_MEMORY = 0.5  # of what is free now; the rest is left to the caller
@@ -72,6 +78,22 @@ class _Accumulators:
             high[: len(low)], low[:] = carry(high[: len(low)], low)
 
 
+@dataclass(frozen=True, eq=False)
+class _Bounds:
+    """Bounds that a pass uses and renews.
+
+    `places` tells of a segment its first bound, its panels, its first drift, and whether all hold.
+    """
+
+    bounds: Float32
+    drifts: Float32
+    places: Mapping[Segment, tuple[int, int, int, bool]]
+
+
+NO_BOUNDS = _Bounds(np.zeros(0, np.float32), np.zeros(0, np.float32), {})
+NOWHERE = (-1, 0, 0, False)
+
+
 @dataclass(eq=False)
 class CpuCodebooks:
     """Codebooks as the kernels read them, one slot a field, and each thread's accumulators."""
@@ -93,6 +115,20 @@ class CpuCodebooks:
     def any_wide(self) -> bool:
         """Return whether any slot sums in two limbs."""
         return bool(self.slots[:, SLOT_WIDE].any())
+
+    def frame(self, number: int) -> Frame:
+        """Return one slot's codewords as the filter sees them."""
+        column, dim = (int(n) for n in self.slots[number, [SLOT_COLUMNS, SLOT_DIM]])
+        return Frame(
+            self.codebooks[number].codewords,
+            self.factors[number, 0],
+            self.centres[column : column + dim],
+        )
+
+    def repeated(self, number: int) -> bool:
+        """Return whether a codeword of one slot equals an earlier one."""
+        score, n_codewords = (int(n) for n in self.slots[number, [SLOT_SCORES, SLOT_CODEWORDS]])
+        return bool((self.scores[score : score + n_codewords] == WORST).any())
 
     def accumulators(self, n_threads: int) -> list[_Accumulators]:
         """Return accumulators for as many threads, made when first needed."""
@@ -155,9 +191,9 @@ class CpuBackend:
         """Return half of the memory that is free now, in bytes."""
         return int(SHARE_OF_MEMORY * _free_memory())
 
-    def open_store(self, plan: StorePlan) -> HostStore:
+    def open_store(self, plan: StorePlan) -> KeptStore:
         """Return an empty store."""
-        return HostStore(plan, self.reads_held, self.load_rows)
+        return KeptStore(plan, self.reads_held)
 
     def load_rows(self, chunk: Chunk) -> Chunk:
         """Return the chunk itself: its rows are in memory already."""
@@ -218,9 +254,31 @@ class CpuBackend:
         return lambda: found
 
     def assign_accumulate(self, rows: Chunk, codebooks: CpuCodebooks) -> None:
-        """Add rows to the partials of their nearest codewords."""
-        codes = np.empty(rows.layout.n_rows, np.uint32)
-        self._run(rows, codebooks, codes, np.zeros(0), given=False, accumulate=True)
+        """Add rows to the partials of their nearest codewords.
+
+        Of kept rows, only codewords are looked at that can have become the nearest since the last
+        pass.
+        """
+        if not isinstance(rows, KeptRows):
+            codes = np.empty(rows.layout.n_rows, np.uint32)
+            self._run(rows, codebooks, codes, np.zeros(0), given=False, accumulate=True)
+            return
+        memory, kept = rows.memory, {}
+        for segment in rows.layout.segments:
+            slot = codebooks.slot_of.get(segment.field)
+            if slot is not None:
+                found = memory.begin(segment, len(codebooks.codebooks[slot].codewords))
+                if found is not None and not codebooks.repeated(slot):
+                    check_columns(segment, int(codebooks.slots[slot, SLOT_DIM]))
+                    found.bring_to(codebooks.frame(slot))
+                    kept[segment] = found
+        bounds = _gathered(memory.bounds(), kept)
+        memory.forget()  # until the pass has ended well
+        self._run(
+            rows, codebooks, memory.codes, np.zeros(0), given=False, accumulate=True, bounds=bounds
+        )
+        for segment, found in kept.items():
+            found.frame = codebooks.frame(codebooks.slot_of[segment.field])
 
     def accumulate(self, rows: Chunk, codes: NDArray[np.uint32], codebooks: CpuCodebooks) -> None:
         """Add rows to the partials of the codewords that `codes` names.
@@ -268,9 +326,11 @@ class CpuBackend:
         *,
         given: bool,
         accumulate: bool,
+        bounds: _Bounds = NO_BOUNDS,
     ) -> None:
         """Hand the chunk's tiles to the threads and wait for them."""
-        tiles = np.array(list(_tiles(chunk, codebooks)), np.int64).reshape(-1, TILE_COLUMNS)
+        found = list(_tiles(chunk, codebooks, bounds.places))
+        tiles = np.array(found, np.int64).reshape(-1, TILE_COLUMNS)
         if len(tiles) == 0:
             return
         n_threads = min(self.threads, len(tiles))
@@ -283,15 +343,22 @@ class CpuBackend:
         weights = chunk.weights if chunk.weights is not None else np.zeros(0)
         counter = np.zeros(1, np.int64)
         max_dim = int(codebooks.slots[:, SLOT_DIM].max())
+        most_groups, most_rows, most_values = _most_kept(codebooks, tiles)
 
         def work(own: _Accumulators) -> None:
             run_tiles(
                 counter, tiles, codebooks.slots, codebooks.factors, chunk.values, weights,
                 codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words,
-                codebooks.column_scales, codebooks.weight_scales, given, codes, distances,
-                accumulate, own.sums, own.sums_low, own.weight_sums, own.weight_sums_low,
-                own.counts, own.rechecked, _aligned(max_dim * ROW_LANES, np.float32),
-                _aligned(ROW_LANES, np.int32), _aligned(2 * ROW_LANES, np.float32),
+                codebooks.column_scales, codebooks.weight_scales, given, codes,
+                bounds.bounds, bounds.drifts, distances, accumulate, own.sums, own.sums_low,
+                own.weight_sums, own.weight_sums_low, own.counts, own.rechecked,
+                _aligned(max_dim * ROW_LANES, np.float32),
+                _aligned(ROW_LANES, np.int32), _aligned(LEADS * ROW_LANES, np.float32),
+                _aligned(most_groups * ROW_LANES, np.float32), _aligned(most_values, np.float32),
+                _aligned(most_rows + PANEL, np.float32), _aligned(most_rows + PANEL, np.float32),
+                _aligned(most_rows + PANEL, np.int32), np.zeros(most_rows + PANEL, np.int64),
+                _aligned(most_rows + PANEL, np.float32), _aligned(2 * PANEL, np.float32),
+                np.zeros(most_rows, np.int64),
             )  # fmt: skip
 
         if n_threads == 1:
@@ -301,7 +368,33 @@ class CpuBackend:
             list(pool.map(work, accumulators[:n_threads]))
 
 
-def _tiles(chunk: Chunk, codebooks: CpuCodebooks) -> Iterator[list[int]]:
+def _most_kept(codebooks: CpuCodebooks, tiles: Int64) -> tuple[int, int, int]:
+    """Return the most groups, rows and values of a tile whose bounds are kept."""
+    kept = tiles[tiles[:, TILE_BOUNDS] >= 0]
+    if len(kept) == 0:
+        return 0, 0, 0
+    slots = codebooks.slots[kept[:, TILE_SLOT]]
+    n_groups = -(-int(slots[:, SLOT_CODEWORDS].max()) // GROUP)
+    n_rows = kept[:, TILE_ROWS]
+    return n_groups, int(n_rows.max()), int((n_rows * slots[:, SLOT_DIM]).max())
+
+
+def _gathered(all_bounds: Float32, kept: Mapping[Segment, Bounds]) -> _Bounds:
+    """Return the bounds of segments as the kernel takes them."""
+    places, n_drifts = {}, 0
+    for segment, one in kept.items():
+        n_panels = len(one.drifts)
+        places[segment] = (one.start, n_panels, n_drifts, one.frame is not None)
+        n_drifts += n_panels
+    drifts = [np.zeros(0, np.float32), *(one.drifts for one in kept.values())]
+    return _Bounds(all_bounds, np.concatenate(drifts), places)
+
+
+def _tiles(
+    chunk: Chunk,
+    codebooks: CpuCodebooks,
+    bounds: Mapping[Segment, tuple[int, int, int, bool]],
+) -> Iterator[list[int]]:
     """Yield the tile table's rows, costliest first so that no thread ends on a long one."""
     segments = [s for s in chunk.layout.segments if s.field in codebooks.slot_of]
     slots = codebooks.slots
@@ -315,10 +408,13 @@ def _tiles(chunk: Chunk, codebooks: CpuCodebooks) -> Iterator[list[int]]:
         fixed_point = codebooks.codebooks[number].fixed_point
         weighted = fixed_point is not None and fixed_point.weighted
         check_weights(segment, weighted=weighted, given=chunk.weights is not None)
+        start, n_panels, drift, known = bounds.get(segment, NOWHERE)
         for first, n_rows in segment.tiles():
             row = segment.first_row + first
             value = segment.first_value + first * segment.dim
-            yield [number, n_rows, value, row if weighted else -1, row]
+            bound = start + first * n_panels
+            weight = row if weighted else -1
+            yield [number, n_rows, value, weight, row, bound, drift, known]
 
 
 def _partial(codebooks: CpuCodebooks, number: int, thread: _Accumulators) -> Partial:

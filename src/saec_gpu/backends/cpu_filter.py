@@ -64,6 +64,7 @@ from saec_gpu.backends.simd import (
 from saec_gpu.compiled import inlined
 
 PANEL = 16  # codewords that stand side by side in memory
+LEADS = 4  # what `rank` tells of each row
 GROUP = 4  # codewords between two updates of the best one's place: as many as a tag tells apart
 WORST = np.float32(-3e38)  # below every score
 SLACK = 1.02  # the terms of higher order, and the roundings of the bound itself
@@ -98,7 +99,7 @@ def _bound(norms: Any, best: Any, factor: Any) -> Any:
 
 
 @inlined
-def _rank(
+def rank(
     block: Any,  # IN  float32 (dim, ROW_LANES), flat: centred rows, transposed
     dim: Any,
     panels: Any,  # IN  float32, flat: [codewords / PANEL][dim][PANEL] from `panel`
@@ -108,7 +109,9 @@ def _rank(
     n_codewords: Any,
     factor: Any,  # A
     codes: Any,  # OUT int32 (ROW_LANES)
-    leads: Any,  # OUT float32 (2 * ROW_LANES): best score, then bound
+    leads: Any,  # OUT float32 (LEADS, ROW_LANES), flat: best score, bound, second best score, |y|²
+    keep: Any,  # whether `tops` is written
+    tops: Any,  # OUT float32 (codewords / GROUP, ROW_LANES), flat: best score of each group
 ) -> Any:
     """Write the best codeword of each row; return the bit set of rows where it is not proved."""
     best = splat(ROW_LANES, WORST)
@@ -134,6 +137,8 @@ def _rank(
         second = larger(second, smaller(best, top))
         index = pick(greater(top, best), splat(ROW_LANES, np.int32(first)), index)
         best = larger(best, top)
+        if keep:
+            store(tops, (first // GROUP) * ROW_LANES, top)
     norms = splat(ROW_LANES, np.float32(0.0))
     for j in range(dim):
         y = load(ROW_LANES, block, j * ROW_LANES)
@@ -142,6 +147,8 @@ def _rank(
     store(codes, 0, add_int(index, tags(best)))
     store(leads, 0, best)
     store(leads, ROW_LANES, bound)
+    store(leads, 2 * ROW_LANES, second)
+    store(leads, 3 * ROW_LANES, norms)
     return unproved_lanes(greater(sub(best, second), bound))
 
 
@@ -156,7 +163,7 @@ def exact_distance(values: Any, row: Any, words: Any, word: Any, dim: Any) -> An
 
 
 @inlined
-def _decide(
+def decide(
     block: Any,
     lane: Any,
     best: Any,
@@ -195,7 +202,7 @@ def _decide(
 
 
 @inlined
-def _fill_block(
+def fill_block(
     values: Any,  # IN  float32, flat: rows of `dim` from `row`
     row: Any,
     n_rows: Any,
@@ -222,51 +229,3 @@ def _fill_block(
             block[j * ROW_LANES + i] = np.float32(
                 np.float64(value) * np.float64(scale) - np.float64(shift)
             )
-
-
-@inlined
-def find_codes(
-    values: Any,
-    row: Any,
-    n_rows: Any,
-    dim: Any,
-    scale: Any,
-    factor: Any,
-    centres: Any,
-    column: Any,
-    panels: Any,
-    panel: Any,
-    scores: Any,
-    first_score: Any,
-    words: Any,
-    first_word: Any,
-    n_codewords: Any,
-    codes: Any,  # OUT uint32: codes of the rows from first_code
-    first_code: Any,
-    block: Any,  # scratch
-    lane_codes: Any,  # scratch
-    leads: Any,  # scratch
-) -> Any:
-    """Write the codes of rows, block by block; return how many the filter did not prove."""
-    rechecked = 0
-    for start in range(0, n_rows, ROW_LANES):
-        lanes = n_rows - start
-        if lanes > ROW_LANES:
-            lanes = ROW_LANES
-        at = row + start * dim
-        _fill_block(values, at, lanes, dim, scale, centres, column, block)
-        unproved = _rank(
-            block, dim, panels, panel, scores, first_score, n_codewords, factor, lane_codes, leads
-        )
-        while unproved:
-            lane = lowest_bit(unproved)
-            unproved &= unproved - np.uint64(1)
-            if lane < lanes:
-                lane_codes[lane] = _decide(
-                    block, lane, leads[lane], leads[ROW_LANES + lane], values, at + lane * dim,
-                    dim, panels, panel, scores, first_score, words, first_word, n_codewords,
-                )  # fmt: skip
-                rechecked += 1
-        for lane in range(lanes):
-            codes[first_code + start + lane] = lane_codes[lane]
-    return rechecked

@@ -48,6 +48,9 @@ class StorePlan:
         The most rows, and values, that are read at once.
     weighted : bool
         Whether rows have weights.
+    spare : int
+        Bytes that the run's memory leaves beside all this. A backend may keep in them what a pass
+        over rows that stay tells it for the next one.
     """
 
     resident: Layout
@@ -55,6 +58,7 @@ class StorePlan:
     read_rows: int
     read_values: int
     weighted: bool
+    spare: int = 0
 
 
 class RowStore(Protocol):

@@ -134,6 +134,7 @@ def _binary(emit: Callable[[Any, Any, Any], Any], result: Any = None) -> Any:
     return operation
 
 
+add = _binary(lambda builder, x, y: builder.fadd(x, y))
 sub = _binary(lambda builder, x, y: builder.fsub(x, y))
 mul = _binary(lambda builder, x, y: builder.fmul(x, y))
 add_int = _binary(lambda builder, x, y: builder.add(x, y))
@@ -152,10 +153,59 @@ def fma(typing: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def square_root(typing: Any, x: Any) -> Any:
+    """Return the square root, rounded once."""
+    return x(x), lambda context, builder, signature, args: _call(
+        builder, "llvm.sqrt", signature.return_type, args
+    )
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def pick(typing: Any, mask: Any, x: Any, y: Any) -> Any:
     """Return x where the mask holds, else y."""
     return x(mask, x, y), lambda context, builder, signature, args: builder.select(*args)
 
+
+@intrinsic  # type: ignore[untyped-decorator]
+def with_lane(typing: Any, x: Any, lane: Any, number: Any) -> Any:
+    """Return the vector with one lane set to a number; with none, where there is no such lane."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        places = Vector(types.int32, x.lanes)
+        numbers = ir.Constant(_llvm(places), list(range(x.lanes)))
+        here = builder.icmp_signed("==", numbers, _spread(builder, places, args[1]))
+        return builder.select(here, _spread(builder, x, args[2]), args[0])
+
+    return x(x, types.int32, x.element), generate
+
+
+def _folded(emit: Callable[[Any, Any, Any], Any]) -> Any:
+    """Return an operation that halves a vector, lane by lane, until one number is left."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def operation(typing: Any, x: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            left, lanes = args[0], x.lanes
+            while lanes > 1:
+                lanes //= 2
+                whole = ir.VectorType(ir.IntType(32), lanes)
+                nothing = ir.Constant(left.type, ir.Undefined)
+                low, high = (
+                    builder.shuffle_vector(
+                        left, nothing, ir.Constant(whole, list(range(first, first + lanes)))
+                    )
+                    for first in (0, lanes)
+                )
+                left = emit(builder, low, high)
+            return builder.extract_element(left, ir.Constant(ir.IntType(32), 0))
+
+        return x.element(x), generate
+
+    return operation
+
+
+lanes_sum = _folded(lambda builder, x, y: builder.fadd(x, y))
+lanes_maximum = _folded(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))
 
 TAG_BITS = 2
 

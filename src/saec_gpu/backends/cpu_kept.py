@@ -1,0 +1,180 @@
+"""Rows that stay in memory over the passes of a fit, and what the last pass told of them.
+
+What is kept decides only which codewords a pass looks at (cpu_skipping): never a code or a sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saec_gpu.backends.cpu_filter import PANEL
+from saec_gpu.backends.host_store import HostStore
+from saec_gpu.backends.protocol import StorePlan
+from saec_gpu.data import Chunk, Float32
+from saec_gpu.layout import Layout, Segment
+
+FIRST_PASSES = 2  # codewords move so far in these that bounds would not hold for the next
+LEAST_PANELS = 4  # below, looking at all codewords takes no longer than the bounds
+BOUND_BYTES = 4
+MOVED_SLACK = 2.0**-24  # float64 sums of up to 2²⁷ squares
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Codewords as the filter saw them in a pass.
+
+    Attributes
+    ----------
+    codewords : float32 (k, dim)
+    scale : float32
+    centre : float32 (dim,)
+    """
+
+    codewords: Float32
+    scale: np.float32
+    centre: Float32
+
+    def sees_as(self, other: Frame) -> bool:
+        """Return whether distances of the one frame are those of the other."""
+        return (
+            self.codewords.shape == other.codewords.shape
+            and self.scale == other.scale
+            and np.array_equal(self.centre, other.centre)
+        )
+
+
+@dataclass(eq=False)
+class Bounds:
+    """Bounds of the rows of one segment, a part of the memory's.
+
+    Attributes
+    ----------
+    start : int
+        Of its n_panels * n_rows bounds: tile by tile (panels, rows of the tile).
+    drifts : float32 (n_panels,)
+        How far each panel's farthest mover had moved, summed over the passes.
+    frame : Frame or None
+        What the bounds are of; None: of nothing.
+    """
+
+    start: int
+    drifts: Float32
+    frame: Frame | None = None
+
+    def bring_to(self, now: Frame) -> None:
+        """Add to the drifts how far codewords moved since the last pass, never too little."""
+        if self.frame is None or not self.frame.sees_as(now):
+            self.frame = None
+            self.drifts = np.zeros_like(self.drifts)
+            return
+        apart = now.codewords.astype(np.float64) - self.frame.codewords
+        moved = np.sqrt((apart * apart).sum(axis=1)) * np.float64(now.scale)
+        farthest = np.maximum.reduceat(moved, np.arange(0, len(moved), PANEL))
+        # the factor covers the roundings of the distance, nextafter that of the sum
+        with np.errstate(over="ignore"):
+            sums = (self.drifts + farthest * (1.0 + MOVED_SLACK)).astype(np.float32)
+        self.drifts = np.where(farthest > 0, np.nextafter(sums, np.float32(np.inf)), self.drifts)
+
+
+@dataclass(eq=False)
+class RowMemory:
+    """What the passes over one chunk's rows left.
+
+    Attributes
+    ----------
+    codes : uint32 (n_rows of the chunk,)
+    room : int
+        Bytes that bounds may take.
+    """
+
+    codes: NDArray[np.uint32]
+    room: int
+    _passes: dict[Segment, int] = field(default_factory=dict)
+    _kept: dict[Segment, Bounds] = field(default_factory=dict)
+    _size: int = 0
+    _bounds: Float32 = field(default_factory=lambda: np.zeros(PANEL, np.float32))
+
+    def begin(self, segment: Segment, n_codewords: int) -> Bounds | None:
+        """Return where the bounds of a segment are to be kept in this pass, or None.
+
+        A codebook of which a codeword equals another must not be used with them: the filter leaves
+        it out, so that bounds would not hold once it moved.
+        """
+        n_panels = -(-n_codewords // PANEL)
+        if n_panels < LEAST_PANELS:
+            return None
+        passes = self._passes.get(segment, 0)
+        self._passes[segment] = passes + 1
+        kept = self._kept.get(segment)
+        if kept is None:
+            size = n_panels * segment.n_rows
+            if (self._size + size) * BOUND_BYTES > self.room:
+                return None
+            kept = Bounds(self._size, np.zeros(n_panels, np.float32))
+            self._kept[segment] = kept
+            self._size += size
+        return kept if passes >= FIRST_PASSES and len(kept.drifts) == n_panels else None
+
+    def bounds(self) -> Float32:
+        """Return all bounds, float32, with room for one vector behind the last."""
+        if len(self._bounds) != self._size + PANEL:
+            self._bounds = np.empty(self._size + PANEL, np.float32)
+            self.forget()
+        return self._bounds
+
+    def forget(self) -> None:
+        """Take no bound for true until the next pass has ended."""
+        for kept in self._kept.values():
+            kept.frame = None
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRows(Chunk):
+    """A chunk whose rows stay the same from pass to pass."""
+
+    memory: RowMemory
+
+
+def kept_rows(chunk: Chunk, room: int) -> KeptRows:
+    """Return the chunk's rows with a memory of the passes over them, of at most `room` bytes."""
+    codes = np.zeros(chunk.layout.n_rows, np.uint32)
+    return KeptRows(chunk.layout, chunk.values, chunk.weights, RowMemory(codes, room))
+
+
+class KeptStore(HostStore):
+    """A store in host memory, whose rows that stay have a memory of the passes over them.
+
+    Parameters
+    ----------
+    plan : StorePlan
+    reads_held : int
+    """
+
+    def __init__(self, plan: StorePlan, reads_held: int) -> None:
+        super().__init__(plan, reads_held, lambda chunk: chunk)
+        self._room = plan.spare
+        self._kept: dict[Layout, KeptRows] = {}
+
+    def put(self, chunk: Chunk, *, stays: bool) -> Any:
+        """Return the rows."""
+        if stays:
+            self._kept.clear()
+        return super().put(chunk, stays=stays)
+
+    def part(self, layout: Layout) -> Any:
+        """Return rows of one field that were put to stay."""
+        share = self._room * layout.n_rows // max(self._held.layout.n_rows, 1)
+        return self._remembered(super().part(layout), share)
+
+    def whole(self) -> Any:
+        """Return all rows that were put to stay."""
+        return self._remembered(super().whole(), self._room)
+
+    def _remembered(self, chunk: Chunk, room: int) -> KeptRows:
+        if chunk.layout not in self._kept:
+            self._kept[chunk.layout] = kept_rows(chunk, room)
+        return self._kept[chunk.layout]
