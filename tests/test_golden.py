@@ -21,9 +21,9 @@ from golden import make
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFESTS = {  # each states the SHA-256 of the other files of its artifact
-    "v1": "29a85fbc40a7f1101f05e3e2b9ad1a5c56e96a1e1519e67b2452bf9a76dff891",
-    "v1-float16": "ca2c02814d99fcd152bb670048245eabf00fcaab45ccc085a24bb15c24a04995",
-    "v1-int8": "ae7e374f82585a79bf5c29897a6dd4fdb12673905d784a3cb9e08263581feb7b",
+    "v1": "7a544a623a1920f0c995bf9dcb255dce908ed92de5642434199ae9b76cdcae45",
+    "v1-float16": "c167859aea9925474f32f3c3af5b815711d00798849ec79e4c4b81adc5356e9b",
+    "v1-int8": "78f0286c38b335dd7268481126539277bb4d63331eb6921198623d9ef93495d4",
 }
 FILES = {
     "tables.safetensors": "e95b637e70d0f2de6301de48db5ba50ad261ffadc7b8edd8a80c7d923ecc86ff",
