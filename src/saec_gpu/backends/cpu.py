@@ -341,19 +341,20 @@ class CpuBackend:
                 thread.carry()
             codebooks.rows_since_carry = chunk.layout.n_rows
         weights = chunk.weights if chunk.weights is not None else np.zeros(0)
-        counter = np.zeros(1, np.int64)
+        counters = np.zeros((2, 1), np.int64)
         max_dim = int(codebooks.slots[:, SLOT_DIM].max())
-        most_groups, most_rows, most_values = _most_kept(codebooks, tiles)
+        kept = tiles[tiles[:, TILE_BOUNDS] >= 0]
 
-        def work(own: _Accumulators) -> None:
-            run_tiles(
-                counter, tiles, codebooks.slots, codebooks.factors, chunk.values, weights,
-                codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words,
-                codebooks.column_scales, codebooks.weight_scales, given, codes,
-                bounds.bounds, bounds.drifts, distances, accumulate, own.sums, own.sums_low,
-                own.weight_sums, own.weight_sums_low, own.counts, own.rechecked,
-                _aligned(max_dim * ROW_LANES, np.float32),
-                _aligned(ROW_LANES, np.int32), _aligned(LEADS * ROW_LANES, np.float32),
+        def find_kept(own: _Accumulators) -> None:
+            from saec_gpu.backends.cpu_kept_tiles import run_kept_tiles
+
+            most_groups, most_rows, most_values = _most_kept(codebooks, kept)
+            run_kept_tiles(
+                counters[0], kept, codebooks.slots, codebooks.factors, chunk.values,
+                codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words, codes,
+                bounds.bounds, bounds.drifts, own.rechecked,
+                _aligned(max_dim * ROW_LANES, np.float32), _aligned(ROW_LANES, np.int32),
+                _aligned(LEADS * ROW_LANES, np.float32),
                 _aligned(most_groups * ROW_LANES, np.float32), _aligned(most_values, np.float32),
                 _aligned(most_rows + PANEL, np.float32), _aligned(most_rows + PANEL, np.float32),
                 _aligned(most_rows + PANEL, np.int32), np.zeros(most_rows + PANEL, np.int64),
@@ -361,18 +362,28 @@ class CpuBackend:
                 np.zeros(most_rows, np.int64),
             )  # fmt: skip
 
+        def work(own: _Accumulators) -> None:
+            run_tiles(
+                counters[1], tiles, codebooks.slots, codebooks.factors, chunk.values, weights,
+                codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words,
+                codebooks.column_scales, codebooks.weight_scales, given, codes, distances,
+                accumulate, own.sums, own.sums_low, own.weight_sums, own.weight_sums_low,
+                own.counts, own.rechecked, _aligned(max_dim * ROW_LANES, np.float32),
+                _aligned(ROW_LANES, np.int32), _aligned(LEADS * ROW_LANES, np.float32),
+            )  # fmt: skip
+
+        steps = [find_kept, work] if len(kept) else [work]
         if n_threads == 1:
-            work(accumulators[0])
+            for step in steps:
+                step(accumulators[0])
             return
         with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(work, accumulators[:n_threads]))
+            for step in steps:
+                list(pool.map(step, accumulators[:n_threads]))
 
 
-def _most_kept(codebooks: CpuCodebooks, tiles: Int64) -> tuple[int, int, int]:
-    """Return the most groups, rows and values of a tile whose bounds are kept."""
-    kept = tiles[tiles[:, TILE_BOUNDS] >= 0]
-    if len(kept) == 0:
-        return 0, 0, 0
+def _most_kept(codebooks: CpuCodebooks, kept: Int64) -> tuple[int, int, int]:
+    """Return the most groups, rows and values of a tile of kept rows."""
     slots = codebooks.slots[kept[:, TILE_SLOT]]
     n_groups = -(-int(slots[:, SLOT_CODEWORDS].max()) // GROUP)
     n_rows = kept[:, TILE_ROWS]

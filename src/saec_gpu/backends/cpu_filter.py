@@ -229,3 +229,52 @@ def fill_block(
             block[j * ROW_LANES + i] = np.float32(
                 np.float64(value) * np.float64(scale) - np.float64(shift)
             )
+
+
+@inlined
+def find_codes(
+    values: Any,
+    row: Any,
+    n_rows: Any,
+    dim: Any,
+    scale: Any,
+    factor: Any,
+    centres: Any,
+    column: Any,
+    panels: Any,
+    panel: Any,
+    scores: Any,
+    first_score: Any,
+    words: Any,
+    first_word: Any,
+    n_codewords: Any,
+    codes: Any,  # OUT uint32: codes of the rows from first_code
+    first_code: Any,
+    block: Any,  # scratch
+    lane_codes: Any,  # scratch
+    leads: Any,  # scratch
+) -> Any:
+    """Write the codes of rows, block by block; return how many the filter did not prove."""
+    rechecked = 0
+    for start in range(0, n_rows, ROW_LANES):
+        lanes = n_rows - start
+        if lanes > ROW_LANES:
+            lanes = ROW_LANES
+        at = row + start * dim
+        fill_block(values, at, lanes, dim, scale, centres, column, block)
+        unproved = rank(
+            block, dim, panels, panel, scores, first_score, n_codewords, factor, lane_codes, leads,
+            False, leads,
+        )  # fmt: skip
+        while unproved:
+            lane = lowest_bit(unproved)
+            unproved &= unproved - np.uint64(1)
+            if lane < lanes:
+                lane_codes[lane] = decide(
+                    block, lane, leads[lane], leads[ROW_LANES + lane], values, at + lane * dim,
+                    dim, panels, panel, scores, first_score, words, first_word, n_codewords,
+                )  # fmt: skip
+                rechecked += 1
+        for lane in range(lanes):
+            codes[first_code + start + lane] = lane_codes[lane]
+    return rechecked

@@ -347,7 +347,7 @@ def _keep_bounds(
 
 
 @inlined
-def find_codes(
+def find_kept_codes(
     values: Any,
     row: Any,
     n_rows: Any,
@@ -366,7 +366,7 @@ def find_codes(
     codes: Any,  # INOUT uint32: codes of the rows from first_code
     first_code: Any,
     bounds: Any,  # INOUT float32 (panels, n_rows), flat, from first_bound
-    first_bound: Any,  # negative: none are kept
+    first_bound: Any,
     drifts: Any,  # IN  float32: of panel p at first_drift + p
     first_drift: Any,
     known: Any,  # whether codes and bounds are those of the last pass
@@ -408,7 +408,6 @@ def find_codes(
                 found, n_found, best, norms, factor, drift, bounds, at, own, lines, listed,
                 n_listed,
             )  # fmt: skip
-    keep = first_bound >= 0
     rechecked = 0
     for start in range(0, n_listed, ROW_LANES):
         lanes = min(n_listed - start, ROW_LANES)
@@ -420,7 +419,7 @@ def find_codes(
             fill_block(values, row + start * dim, lanes, dim, scale, centres, column, block)
         unproved = rank(
             block, dim, panels, panel, scores, first_score, n_codewords, factor, lane_codes, leads,
-            keep, tops,
+            True, tops,
         )  # fmt: skip
         for lane in range(lanes):
             i = listed[start + lane] if known else start + lane
@@ -432,13 +431,12 @@ def find_codes(
                     panel, scores, first_score, words, first_word, n_codewords,
                 )  # fmt: skip
                 rechecked += 1
-            elif keep:
+            else:
                 group = lane_codes[lane] // GROUP
                 tops[group * ROW_LANES + lane] = leads[2 * ROW_LANES + lane]
             codes[first_code + i] = lane_codes[lane]
-        if keep:
-            _keep_bounds(
-                listed, start, lanes, known, n_codewords, factor, tops, leads, drifts,
-                first_drift, bounds, first_bound, n_rows,
-            )  # fmt: skip
+        _keep_bounds(
+            listed, start, lanes, known, n_codewords, factor, tops, leads, drifts, first_drift,
+            bounds, first_bound, n_rows,
+        )  # fmt: skip
     return rechecked

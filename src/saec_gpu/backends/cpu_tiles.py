@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from saec_gpu.backends.cpu_filter import exact_distance
-from saec_gpu.backends.cpu_skipping import find_codes
+from saec_gpu.backends.cpu_filter import exact_distance, find_codes
 from saec_gpu.backends.cpu_sums import add_rows, add_rows_wide
 from saec_gpu.backends.simd import take_next
 from saec_gpu.compiled import compiled, inlined
@@ -19,7 +18,7 @@ from saec_gpu.compiled import compiled, inlined
     TILE_VALUES,
     TILE_WEIGHTS,
     TILE_CODES,
-    TILE_BOUNDS,
+    TILE_BOUNDS,  # of kept rows: their bounds, else -1
     TILE_DRIFTS,
     TILE_KNOWN,
 ) = range(8)
@@ -69,10 +68,8 @@ def run_tiles(
     words: Any,  # IN  float32, flat: the codewords themselves
     column_scales: Any,  # IN  float64: 2^s_j
     weight_scales: Any,  # IN  float64 (n_slots): 2^t
-    given: Any,  # codes are given, not sought
-    codes: Any,  # OUT uint32 (IN where given, INOUT where bounds are kept)
-    bounds: Any,  # INOUT float32, flat: bounds of rows from the tile's TILE_BOUNDS, if not negative
-    drifts: Any,  # IN  float32, one a panel, from the tile's TILE_DRIFTS
+    given: Any,  # all codes are given, not sought; else those of kept rows are
+    codes: Any,  # OUT uint32 (IN where given)
     distances: Any,  # OUT float64; empty when not asked for
     accumulate: Any,
     sums: Any,  # INOUT int64, flat as words; this thread's own, as all that follows
@@ -84,15 +81,6 @@ def run_tiles(
     block: Any,  # scratch float32 (max dim * ROW_LANES)
     lane_codes: Any,  # scratch int32 (ROW_LANES)
     leads: Any,  # scratch float32 (LEADS * ROW_LANES)
-    tops: Any,  # scratch float32 (max panels * ROW_LANES)
-    centred: Any,  # scratch float32 (max values of a tile)
-    own: Any,  # scratch float32 (max rows of a tile + PANEL)
-    norms: Any,  # scratch float32 (max rows of a tile + PANEL)
-    needs: Any,  # scratch int32 (max rows of a tile + PANEL)
-    found: Any,  # scratch int64 (max rows of a tile + PANEL)
-    best: Any,  # scratch float32 (max rows of a tile + PANEL)
-    lines: Any,  # scratch float32 (2 * PANEL)
-    listed: Any,  # scratch int64 (max rows of a tile)
 ) -> None:
     """Take tiles until none is left: find codes, then distances and sums as asked."""
     while True:
@@ -111,14 +99,11 @@ def run_tiles(
         first_word = slots[slot, SLOT_WORDS]
         column = slots[slot, SLOT_COLUMNS]
         wide = slots[slot, SLOT_WIDE]
-        first_bound = tiles[tile, TILE_BOUNDS]
-        if not given:
+        if not given and tiles[tile, TILE_BOUNDS] < 0:
             rechecked[slot] += find_codes(
                 values, first_value, n_rows, dim, factors[slot, 0], factors[slot, 1], centres,
                 column, panels, panel, scores, first_score, words, first_word, n_codewords, codes,
-                first_code, bounds, first_bound, drifts, tiles[tile, TILE_DRIFTS],
-                tiles[tile, TILE_KNOWN] != 0, block, lane_codes, leads, tops, centred, own, norms,
-                needs, found, best, lines, listed,
+                first_code, block, lane_codes, leads,
             )  # fmt: skip
         if len(distances):
             _measure(

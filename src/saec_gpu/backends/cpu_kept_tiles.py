@@ -1,0 +1,72 @@
+"""The codes of kept rows, tile by tile: what one CPU thread does before it adds them up.
+
+Apart from cpu_tiles, so that a machine compiles this only when a fit has passes enough for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saec_gpu.backends.cpu_skipping import find_kept_codes
+from saec_gpu.backends.cpu_tiles import (
+    SLOT_CODEWORDS,
+    SLOT_COLUMNS,
+    SLOT_DIM,
+    SLOT_PANEL,
+    SLOT_SCORES,
+    SLOT_WORDS,
+    TILE_BOUNDS,
+    TILE_CODES,
+    TILE_DRIFTS,
+    TILE_KNOWN,
+    TILE_ROWS,
+    TILE_SLOT,
+    TILE_VALUES,
+)
+from saec_gpu.backends.simd import take_next
+from saec_gpu.compiled import compiled
+
+
+@compiled
+def run_kept_tiles(
+    counter: Any,  # INOUT int64 (1): tiles handed out so far, shared by all threads
+    tiles: Any,  # IN  int64 (n_tiles, TILE_COLUMNS): of kept rows
+    slots: Any,  # IN  int64 (n_slots, SLOT_FIELDS)
+    factors: Any,  # IN  float32 (n_slots, 2): scale of the filter, A
+    values: Any,  # IN  float32, flat
+    panels: Any,  # IN  float32, flat
+    scores: Any,  # IN  float32
+    centres: Any,  # IN  float32
+    words: Any,  # IN  float32, flat: the codewords themselves
+    codes: Any,  # INOUT uint32
+    bounds: Any,  # INOUT float32, flat: bounds of rows from the tile's TILE_BOUNDS
+    drifts: Any,  # IN  float32, one a panel, from the tile's TILE_DRIFTS
+    rechecked: Any,  # INOUT int64 (n_slots): rows the filter did not prove; this thread's own
+    block: Any,  # scratch float32 (max dim * ROW_LANES)
+    lane_codes: Any,  # scratch int32 (ROW_LANES)
+    leads: Any,  # scratch float32 (LEADS * ROW_LANES)
+    tops: Any,  # scratch float32 (max groups * ROW_LANES)
+    centred: Any,  # scratch float32 (max values of a tile)
+    own: Any,  # scratch float32 (max rows of a tile + PANEL)
+    norms: Any,  # scratch float32 (max rows of a tile + PANEL)
+    needs: Any,  # scratch int32 (max rows of a tile + PANEL)
+    found: Any,  # scratch int64 (max rows of a tile + PANEL)
+    best: Any,  # scratch float32 (max rows of a tile + PANEL)
+    lines: Any,  # scratch float32 (2 * PANEL)
+    listed: Any,  # scratch int64 (max rows of a tile)
+) -> None:
+    """Take tiles until none is left: bring codes and bounds up to date."""
+    while True:
+        tile = take_next(counter)
+        if tile >= len(tiles):
+            return
+        slot = tiles[tile, TILE_SLOT]
+        rechecked[slot] += find_kept_codes(
+            values, tiles[tile, TILE_VALUES], tiles[tile, TILE_ROWS], slots[slot, SLOT_DIM],
+            factors[slot, 0], factors[slot, 1], centres, slots[slot, SLOT_COLUMNS], panels,
+            slots[slot, SLOT_PANEL], scores, slots[slot, SLOT_SCORES], words,
+            slots[slot, SLOT_WORDS], slots[slot, SLOT_CODEWORDS], codes, tiles[tile, TILE_CODES],
+            bounds, tiles[tile, TILE_BOUNDS], drifts, tiles[tile, TILE_DRIFTS],
+            tiles[tile, TILE_KNOWN] != 0, block, lane_codes, leads, tops, centred, own, norms,
+            needs, found, best, lines, listed,
+        )  # fmt: skip
