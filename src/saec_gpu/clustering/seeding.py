@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from saec_gpu.clustering.compiled_loops import lower_distances
 from saec_gpu.clustering.sampling import random_stream, uniforms
+from saec_gpu.clustering.seeding_loops import BLOCK, NEVER_SUMMED, draw_seeds
 from saec_gpu.data import Float32, Sample
 
 MOST_DRAWN = 4096  # above it, k-means++ would cost more than the fit
@@ -48,23 +48,35 @@ class Seeds:
     """
 
     def __init__(self, sample: Sample, seed: int, field: str) -> None:
-        self._sample = sample
+        n_rows, dim = sample.rows.shape
+        n_blocks = -(-n_rows // BLOCK)
+        room = n_blocks, BLOCK
+        self._rows = sample.rows
         self._draws = random_stream("seed", seed, field)
-        self._columns = np.ascontiguousarray(sample.rows.T)
-        self._least = np.full(len(sample.index), np.inf)
-        self._chances = sample.weights
-        self._chosen: list[int] = []
+        padded = np.zeros((n_blocks * BLOCK, dim), np.float32)
+        padded[:n_rows] = sample.rows
+        self._columns = np.ascontiguousarray(padded.reshape(*room, dim).transpose(0, 2, 1))
+        self._weights = np.zeros(room)
+        self._weights.reshape(-1)[:n_rows] = sample.weights
+        self._least = np.full(room, np.inf)
+        self._limits = np.full(room, np.inf, np.float32)
+        self._limits.reshape(-1)[n_rows:] = -1.0
+        self._chances = self._weights.copy()
+        self._floors = np.full(n_blocks, NEVER_SUMMED)
+        self._added = np.zeros(n_blocks)
+        self._chosen = np.zeros(0, np.int64)
         self._all_met = False
 
     def first(self, n_codewords: int) -> Float32:
         """Return the first codewords, float32 (n_codewords or fewer, dim)."""
-        while len(self._chosen) < n_codewords and not self._all_met:
-            (draw,) = uniforms(self._draws.random_raw(1))
-            cumulative = np.cumsum(self._chances)  # one after another, as DEFINITIONS asks
-            self._all_met = bool(cumulative[-1] == 0.0)
-            if not self._all_met:
-                row = int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
-                self._chosen.append(row)
-                lower_distances(self._columns, self._sample.rows[row], self._least)
-                self._chances = self._sample.weights * self._least
-        return self._sample.rows[self._chosen[:n_codewords]]
+        missing = n_codewords - len(self._chosen)
+        if missing > 0 and not self._all_met:
+            chosen = np.empty(missing, np.int64)
+            found = draw_seeds(
+                uniforms(self._draws.random_raw(missing)), self._rows, self._columns,
+                self._weights, self._least, self._limits, self._chances, self._floors,
+                self._added, chosen,
+            )  # fmt: skip
+            self._chosen = np.concatenate([self._chosen, chosen[:found]])
+            self._all_met = found < missing
+        return self._rows[self._chosen[:n_codewords]]
