@@ -19,6 +19,7 @@ LEVELS = {
     "errors": 0,
     "version": 0,
     "compiled": 0,
+    "threads": 0,
     "compiled_levels": 1,
     "layout": 1,
     "durable": 1,

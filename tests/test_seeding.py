@@ -7,6 +7,7 @@ not at all, chances that lie midway between two sums.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 import reference
-from builders import HUGE, TINY, bits
+from builders import HUGE, TINY, bits, definition
 from saec_gpu.clustering.seeding import Seeds
-from saec_gpu.clustering.seeding_loops import BLOCK, NEVER_SUMMED, add_blocks
+from saec_gpu.clustering.seeding_loops import BLOCK, NEVER_SUMMED, add_blocks, lower_blocks
 from saec_gpu.data import Float32, Float64, Sample
 
 GREATEST_ONES = (1 << 53) - 1  # a significand of ones
@@ -37,34 +38,34 @@ def oracle(rows: Float32, omega: Float64, number: int) -> list[list[int]]:
     return bits(reference.seeds(sample, rows, number, 3, "x"))
 
 
-def _normal(rng: np.random.Generator, n: int, dim: int) -> NDArray[np.floating]:
+def _normal(rng: np.random.Generator, n: int, dim: int) -> NDArray[Any]:
     return rng.standard_normal((n, dim))
 
 
-def _permuted(rng: np.random.Generator, n: int, dim: int) -> NDArray[np.floating]:
+def _permuted(rng: np.random.Generator, n: int, dim: int) -> NDArray[Any]:
     """Rows as far from one another as others are, but for the order in which float64 adds."""
     base = rng.standard_normal(dim).astype(np.float32)
     return rng.permuted(np.tile(base, (n, 1)), axis=1)
 
 
-def _nearly_equal(rng: np.random.Generator, n: int, dim: int) -> NDArray[np.floating]:
+def _nearly_equal(rng: np.random.Generator, n: int, dim: int) -> NDArray[Any]:
     """Around 1 in steps of its last bit: most differences are 0 or 2⁻²³."""
     return 1.0 + rng.integers(-2, 3, (n, dim)) * 2.0**-23
 
 
-def _underflowing(rng: np.random.Generator, n: int, dim: int) -> NDArray[np.floating]:
+def _underflowing(rng: np.random.Generator, n: int, dim: int) -> NDArray[Any]:
     """Squares that float32 rounds to 0, to its least numbers, or not at all."""
     return rng.integers(-3, 4, (n, dim)) * np.ldexp(1.0, rng.integers(-78, -72, (n, dim)))
 
 
-def _overflowing(rng: np.random.Generator, n: int, dim: int) -> NDArray[np.floating]:
+def _overflowing(rng: np.random.Generator, n: int, dim: int) -> NDArray[Any]:
     """Squares that float32 cannot hold, some of differences that it cannot."""
     return (rng.standard_normal((n, dim)) * np.ldexp(1.0, rng.integers(60, 128, (n, 1)))).clip(
         -HUGE, HUGE
     )
 
 
-ROWS: dict[str, Callable[[np.random.Generator, int, int], NDArray[np.floating]]] = {
+ROWS: dict[str, Callable[[np.random.Generator, int, int], NDArray[Any]]] = {
     "normal": _normal,
     "permuted": _permuted,
     "nearly equal": _nearly_equal,
@@ -76,7 +77,7 @@ ROWS: dict[str, Callable[[np.random.Generator, int, int], NDArray[np.floating]]]
     "least": lambda rng, n, dim: rng.integers(-3, 4, (n, dim)) * TINY,
     "scales": lambda rng, n, dim: np.ldexp(_normal(rng, n, dim), rng.integers(-140, 120, (n, 1))),
 }
-WEIGHTS: dict[str, Callable[[np.random.Generator, int], Float64]] = {
+WEIGHTS: dict[str, Callable[[np.random.Generator, int], NDArray[Any]]] = {
     "ones": lambda rng, n: np.ones(n),
     "lookups": lambda rng, n: rng.zipf(1.3, n) * 1.0,
     "powers": lambda rng, n: np.ldexp(1.0, rng.integers(-400, 401, n)),
@@ -112,7 +113,7 @@ def test_seeds_of_any_rows(rows: Float32, data: st.DataObject) -> None:
 
 
 def test_fewer_seeds_are_the_first_of_more(rng: np.random.Generator) -> None:
-    rows, omega = rng.standard_normal((200, 4)).astype(np.float32), rng.zipf(1.5, 200) * 1.0
+    rows, omega = rng.standard_normal((200, 4)).astype(np.float32), rng.zipf(1.5, 200).astype(np.float64)
     expected = oracle(rows, omega, 30)
     assert drawn(rows, omega, 3, 3, 30, 7) == [expected[:n] for n in (3, 3, 30, 7)]
 
@@ -122,6 +123,26 @@ def test_drawing_ends_where_all_rows_are_met(rng: np.random.Generator) -> None:
     found = drawn(rows, np.ones(300), 5, 20, 40)
     assert [len(seeds) for seeds in found] == [5, 8, 8]
     assert found[2] == oracle(rows, np.ones(300), 40)
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_least_distances_are_those_of_the_definition(kind: str, rng: np.random.Generator) -> None:
+    # a distance that is wrong in its last bit hardly ever changes a draw
+    for dim in (1, 2, 3, 8, 17, 64):
+        rows = ROWS[kind](rng, 4 * BLOCK, dim).astype(np.float32)
+        columns = np.ascontiguousarray(rows.reshape(4, BLOCK, dim).transpose(0, 2, 1))
+        weights, floors = rng.random((4, BLOCK)), np.zeros(4)
+        least, chances = np.full((4, BLOCK), np.inf), weights.copy()
+        limits, room = least.astype(np.float32), np.empty(BLOCK, np.float32)
+        for number in range(40):
+            before = least.copy()
+            floors[:] = 1.0
+            lower_blocks(rows[number], columns, weights, least, limits, chances, floors, room)
+            expected = definition(rows, rows[: number + 1]).min(axis=1)
+            assert least.reshape(-1).tolist() == expected.tolist()
+            assert chances.tolist() == (weights * least).tolist()
+            changed = (least < before).any(axis=1)
+            assert floors.tolist() == np.where(changed, NEVER_SUMMED, 1.0).tolist()
 
 
 class Sums:
@@ -144,12 +165,12 @@ class Sums:
         self.floors[block] = NEVER_SUMMED
 
 
-def _midway(rng: np.random.Generator, size: tuple[int, int]) -> Float64:
+def _midway(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[Any]:
     """Chances most of which lie midway between two multiples of some sum's last bit."""
     return (2 * rng.integers(0, 1 << 20, size) + 1) * np.ldexp(1.0, rng.integers(-60, -50, size))
 
 
-CHANCES: dict[str, Callable[[np.random.Generator, tuple[int, int]], Float64]] = {
+CHANCES: dict[str, Callable[[np.random.Generator, tuple[int, int]], NDArray[Any]]] = {
     "even": lambda rng, size: rng.random(size),
     "whole numbers": lambda rng, size: rng.integers(0, 5, size) * 1.0,
     "midway": _midway,

@@ -205,7 +205,7 @@ def test_reads_are_short_and_join_what_is_near(columns: int) -> None:
 
 
 def test_of_a_sparse_coreset_only_its_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.zeros((50_000, GAP_VALUES // 2), np.float32)
+    rows = np.zeros((2_000, GAP_VALUES // 2), np.float32)
     source = saec.open_tables({"item": rows})
     reads: list[tuple[int, int]] = []
     plain = TableSource.read

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, get_args
@@ -38,6 +38,7 @@ from saec_gpu.packing import PlaneWriter, packed_size
 from saec_gpu.sources import TableSource, WeightSource
 from saec_gpu.sources.stored import as_float32
 from saec_gpu.stream import FieldWork, Piece, ResidencySet, RowStream, row_dtype
+from saec_gpu.threads import in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -269,29 +270,50 @@ class Pipeline:
         return known
 
     def _seeds(self, statistics: Mapping[str, Statistics]) -> dict[str, FieldFit]:
-        fits: dict[str, FieldFit] = {}
-        for done, (name, one) in enumerate(statistics.items()):
-            self.progress(Progress("seeding", done, len(statistics), "fields"))
-            fits[name] = FieldFit(
-                one, fixed_point(one), sample_variance(one.sample), np.zeros((0, 0), np.float32)
+        # the costliest first, so that no thread ends on a long one
+        names = sorted(
+            statistics,
+            key=lambda name: -statistics[name].sample.rows.size * self.plans[name].codewords,
+        )
+        with closing(
+            in_threads(
+                lambda name: self._started(name, statistics[name]), names, self.backend.threads
             )
-            restored = self.checkpoint is not None and self.checkpoint.restore_fit(
-                self.numbers[name], fits[name]
-            )
-            if not restored:
-                fits[name].codewords = self._first_codewords(name, fits[name])
-        return fits
+        ) as started:
+            fits: dict[str, FieldFit] = {}
+            for done, name in enumerate(names):
+                self.progress(Progress("seeding", done, len(names), "fields"))
+                fits[name] = self._grown(name, next(started))
+        return {name: fits[name] for name in statistics}
 
-    def _first_codewords(self, name: str, fitted: FieldFit) -> Float32:
-        wanted, sample = self.plans[name].codewords, fitted.statistics.sample
-        last = self.last.get(name)
-        if last is None:
-            return seed_codewords(sample, wanted, self.params.seed, name)
-        before, dim = last.codewords.shape
-        if before >= wanted:
-            return last.codewords
-        codewords = np.concatenate([last.codewords, np.zeros((wanted - before, dim), np.float32)])
-        return repaired(self.backend, codewords, np.arange(before, wanted), sample, fitted.middle)
+    def _started(self, name: str, statistics: Statistics) -> FieldFit:
+        """Return the fit of a field as the checkpoint or the last artifact has it, or at seeds."""
+        started = FieldFit(
+            statistics, fixed_point(statistics), sample_variance(statistics.sample),
+            np.zeros((0, 0), np.float32),
+        )  # fmt: skip
+        restored = self.checkpoint is not None and self.checkpoint.restore_fit(
+            self.numbers[name], started
+        )
+        if not restored and name in self.last:
+            started.codewords = self.last[name].codewords
+        elif not restored:
+            started.codewords = seed_codewords(
+                statistics.sample, self.plans[name].codewords, self.params.seed, name
+            )
+        return started
+
+    def _grown(self, name: str, started: FieldFit) -> FieldFit:
+        """Give an updated field the codewords it lacks, where rows are served worst."""
+        before, dim = started.codewords.shape
+        lacking = self.plans[name].codewords - before
+        if name in self.last and lacking > 0:
+            started.codewords = repaired(
+                self.backend,
+                np.concatenate([started.codewords, np.zeros((lacking, dim), np.float32)]),
+                np.arange(before, before + lacking), started.statistics.sample, started.middle,
+            )  # fmt: skip
+        return started
 
     def _fit(
         self, stream: RowStream, fits: Mapping[str, FieldFit], selections: _Selections

@@ -55,8 +55,6 @@ def draw_seeds(
     chosen: Any,  # OUT   int64 (n): rows drawn
 ) -> int:
     """Draw as many seeds as there are uniforms; return how many were found before all rows met."""
-    dim = rows.shape[1]
-    slack = 1.0 + (dim + 4) * SLACK_A_COLUMN if dim <= MOST_COLUMNS else np.inf
     ends = np.empty(len(floors))
     nearby = np.empty(BLOCK, np.float32)
     for number in range(len(uniforms)):
@@ -65,9 +63,7 @@ def draw_seeds(
             return number
         row = first_above(uniforms[number] * total, chances, ends)
         chosen[number] = row
-        lower_blocks(
-            rows[row], slack, columns, weights, least, limits, chances, floors, nearby
-        )  # fmt: skip
+        lower_blocks(rows[row], columns, weights, least, limits, chances, floors, nearby)
     return len(uniforms)
 
 
@@ -128,7 +124,6 @@ def first_above(target: float, chances: Any, ends: Any) -> int:
 @compiled
 def lower_blocks(
     seed: Any,  # IN    float32 (dim)
-    slack: float,
     columns: Any,  # IN    float32 (n_blocks, dim, BLOCK)
     weights: Any,  # IN    float64 (n_blocks, BLOCK)
     least: Any,  # INOUT float64 (n_blocks, BLOCK)
@@ -139,6 +134,7 @@ def lower_blocks(
 ) -> None:
     """Lower least distances, and what follows from them, by the distances to one more seed."""
     n_blocks, dim, _ = columns.shape
+    slack = 1.0 + (dim + 4) * SLACK_A_COLUMN if dim <= MOST_COLUMNS else np.inf
     for block in range(n_blocks):
         for i in range(BLOCK):
             nearby[i] = np.float32(0.0)

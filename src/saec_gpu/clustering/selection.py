@@ -26,7 +26,7 @@ BLOCK_ROWS = 1 << 16  # weights of one read
 ROWS_A_CODEWORD = 64
 PAYS_FROM = 4  # times as many rows in the field as in its coreset
 RUN_VALUES = 1 << 19  # of rows read at once: 2 MiB
-GAP_VALUES = 1 << 10  # 4 KiB are read over as quickly as they are skipped
+GAP_VALUES = 1 << 12  # 16 KiB, also of a file, are read over as quickly as a new read begins
 
 
 @dataclass(frozen=True, eq=False)
