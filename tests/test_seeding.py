@@ -113,7 +113,10 @@ def test_seeds_of_any_rows(rows: Float32, data: st.DataObject) -> None:
 
 
 def test_fewer_seeds_are_the_first_of_more(rng: np.random.Generator) -> None:
-    rows, omega = rng.standard_normal((200, 4)).astype(np.float32), rng.zipf(1.5, 200).astype(np.float64)
+    rows, omega = (
+        rng.standard_normal((200, 4)).astype(np.float32),
+        rng.zipf(1.5, 200).astype(np.float64),
+    )
     expected = oracle(rows, omega, 30)
     assert drawn(rows, omega, 3, 3, 30, 7) == [expected[:n] for n in (3, 3, 30, 7)]
 

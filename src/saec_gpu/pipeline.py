@@ -28,6 +28,7 @@ from saec_gpu.clustering.selection import (
     Selection,
     chunk_of_selections,
     coreset,
+    stored_selections,
 )
 from saec_gpu.clustering.statistics import StatisticsBuilder, check_rows, fixed_point
 from saec_gpu.codewords import StoredCodewords, codebook_bytes, most_central, store
@@ -320,7 +321,7 @@ class Pipeline:
     ) -> None:
         moving = [name for name, one in fits.items() if one.stopped is None]
         coresets = {name: selections[name] for name in moving if self.plans[name].selected}
-        loaded = self.backend.load_rows(chunk_of_selections(coresets)) if coresets else None
+        loaded = stored_selections(self.backend, coresets, stream.spare) if coresets else None
 
         def rows_of(active: Collection[str]) -> Iterator[Any]:
             if loaded is not None and not coresets.keys().isdisjoint(active):

@@ -349,6 +349,11 @@ class RowStream:
         self._store = backend.open_store(planned.store_plan())
         self._held: set[str] = set()
 
+    @property
+    def spare(self) -> int:
+        """Return the bytes of the memory that are left."""
+        return self._planned.spare
+
     def rows_of(self, fields: Collection[str]) -> int:
         """Return the rows of these fields."""
         return sum(self._works[name].n_rows for name in fields)

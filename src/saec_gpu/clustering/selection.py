@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saec_gpu.backends.protocol import Backend, StorePlan
 from saec_gpu.clustering.compiled_loops import first_not_finite
 from saec_gpu.clustering.sampling import Sampler
 from saec_gpu.clustering.statistics import (
@@ -166,6 +167,34 @@ def chunk_of_selections(selections: Mapping[str, Selection]) -> Chunk:
     values = np.concatenate([one.rows.reshape(-1) for one in selections.values()])
     weights = np.concatenate([one.weights for one in selections.values()])
     return Chunk(layout, values, weights)
+
+
+def stored_selections(backend: Backend, selections: Mapping[str, Selection], spare: int) -> Any:
+    """Return the rows of the selections where a backend makes many passes over them.
+
+    Parameters
+    ----------
+    backend : Backend
+    selections : mapping of field to Selection
+    spare : int
+        Bytes in which it may keep what a pass tells it for the next one.
+    """
+    layout = lay_out((name, 0, *one.rows.shape) for name, one in selections.items())
+    most = max(min(len(one.rows), BLOCK_ROWS) for one in selections.values())
+    widest = max(min(len(one.rows), BLOCK_ROWS) * one.rows.shape[1] for one in selections.values())
+    store = backend.open_store(
+        StorePlan(layout, np.dtype(np.float32), most, widest, weighted=True, spare=spare)
+    )
+    for name, one in selections.items():
+        for start in range(0, len(one.rows), BLOCK_ROWS):
+            part = slice(start, min(start + BLOCK_ROWS, len(one.rows)))
+            n_rows, dim = one.rows[part].shape
+            room = store.room(lay_out([(name, start, n_rows, dim)]), stays=True)
+            assert room.weights is not None
+            room.values[:] = one.rows[part].reshape(-1)
+            room.weights[:] = one.weights[part]
+            store.put(room, stays=True)
+    return store.whole()
 
 
 def gather(read: Callable[[int, NDArray[Any]], None], index: Int64, out: NDArray[Any]) -> None:
