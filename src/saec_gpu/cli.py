@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import numpy as np
 import typer
@@ -17,9 +17,6 @@ from typer.core import TyperCommand
 from saec_gpu import console, printing
 from saec_gpu.errors import MissingExtraError, ParamError, SaecError
 from saec_gpu.version import __version__
-
-if TYPE_CHECKING:
-    pass
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
