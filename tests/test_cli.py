@@ -29,13 +29,15 @@ COMMANDS = ("demo", "compress", "inspect", "verify", "report", "lookup", "bench"
 MAIN = "from saec_gpu.cli import main; main()"
 # The same, slowed down at every report of progress so that a signal meets a run in the middle.
 SLOW_MAIN = """
-import time
+import signal, time
 from saec_gpu import cli, console
 
 class Slow(console.ProgressDisplay):
     def __call__(self, at):
         time.sleep(0.01)
 
+# a shell makes what it runs in the background deaf to interrupts, and we inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 console.ProgressDisplay = Slow
 cli.main()
 """

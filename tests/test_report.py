@@ -513,7 +513,7 @@ def test_page_in_a_browser(tmp_path: Path) -> None:
             assert box is not None
             assert 0 < box["width"] <= browser.WIDTH
         row = tab.get_by_role("row").filter(has_text="50.000%")
-        assert row.locator("td").all_inner_texts() == ["50.000%", "1.2500"]
+        assert row.locator("td").all_inner_texts() == ["50.000%", "1.2500", "1.5000"]
         ink = {}
         for scheme in ("light", "dark"):
             tab.emulate_media(color_scheme=scheme)

@@ -55,6 +55,8 @@ FORMAT_VERSION = 1
 DELTA = "delta.json"
 STEP_ROWS = 1 << 20  # a multiple of 8, so that bits of steps are whole bytes
 COPY_BYTES = 1 << 22
+COMPRESSIONS = (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED)
+ENCRYPTED = 1  # of a member's flags
 
 
 def write_delta(
@@ -172,6 +174,9 @@ def apply_delta(
     path = Path(delta)
     try:
         with zipfile.ZipFile(path) as file:
+            for member in file.infolist():
+                if member.flag_bits & ENCRYPTED or member.compress_type not in COMPRESSIONS:
+                    raise zipfile.BadZipFile(f"{member.filename} is not deflated")
             head = _head(file, path)
             state = before.manifest["sha256"]
             if out is None and state == head["new"]:
