@@ -62,6 +62,7 @@ class WatchedDevice(EmulatedDevice):
     def __init__(self, *args: Any, refused: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.copied = 0
+        self._counting = threading.Lock()
         self.refused = refused
         self.launches: Counter[str] = Counter()
 
@@ -70,7 +71,9 @@ class WatchedDevice(EmulatedDevice):
         super().launch(kernel, *args, **kwargs)
 
     def upload(self, source: NDArray[Any], target: Any, stream: Any) -> None:
-        self.copied += source.nbytes * self._is_pinned(source)
+        copied = source.nbytes * self._is_pinned(source)
+        with self._counting:  # rows come from the thread that reads ahead, codebooks from another
+            self.copied += copied
         super().upload(source, target, stream)
 
     def empty(self, size: int, dtype: Any) -> Any:
