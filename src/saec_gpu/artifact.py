@@ -108,6 +108,11 @@ def load(path: str | os.PathLike[str]) -> Artifact:
     raise ArtifactError(f'"{given}" is replaced faster than it can be read; try again')
 
 
+def loaded(artifact: Artifact | str | os.PathLike[str]) -> Artifact:
+    """Return an artifact as it is, or the one at a path, with the errors of `load`."""
+    return artifact if isinstance(artifact, Artifact) else load(artifact)
+
+
 class Artifact:
     """A compressed table: its fields by name. Made by `load` and by `compress`.
 

@@ -31,7 +31,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saec_gpu.artifact import Artifact, CompressedField, load
+from saec_gpu.artifact import Artifact, CompressedField, load, loaded
 from saec_gpu.artifact_writer import file_entry, staged_artifact
 from saec_gpu.durable import flush, write_error
 from saec_gpu.errors import ArtifactError
@@ -82,7 +82,7 @@ def write_delta(
     -----
     Reads all codes of both. Holds a few MB.
     """
-    before, now = _loaded(last), _loaded(new)
+    before, now = loaded(last), loaded(new)
     place = Path(out)
     beside = place.with_name(place.name + ".writing")
     try:
@@ -170,7 +170,7 @@ def apply_delta(
     ...     served.path.name, served.manifest == now.manifest
     ('served.saec', True)
     """
-    before = _loaded(last)
+    before = loaded(last)
     path = Path(delta)
     try:
         with zipfile.ZipFile(path) as file:
@@ -289,7 +289,3 @@ def _changed_name(number: int) -> str:
 
 def _codes_name(number: int) -> str:
     return f"codes/{number}"
-
-
-def _loaded(artifact: Artifact | str | os.PathLike[str]) -> Artifact:
-    return artifact if isinstance(artifact, Artifact) else load(artifact)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from saec_gpu.artifact import Artifact, CompressedField, load
+from saec_gpu.artifact import Artifact, CompressedField, loaded
 from saec_gpu.artifact_writer import check_out
 from saec_gpu.backends import open_backend
 from saec_gpu.backends.protocol import Backend
@@ -117,7 +117,7 @@ def update(
     True
     """
     begun = time.time()
-    before = last if isinstance(last, Artifact) else load(last)
+    before = loaded(last)
     opened = open_tables(tables)
     source = tables_of(before, opened, same_rows=False)
     if new := sorted(opened.fields.keys() - source.fields.keys()):

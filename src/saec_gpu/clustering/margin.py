@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from saec_gpu.backends.cpu_filter import exact_distance
 from saec_gpu.backends.protocol import Assignment
 from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.compiled import compiled
@@ -113,13 +114,11 @@ def keep_codes(
 ) -> None:
     """Give rows back their last code where its codeword is not much farther than the nearest."""
     n_rows, dim = rows.shape
+    values, words = rows.reshape(-1), codewords.reshape(-1)
     for i in range(n_rows):
         code = last[i]
         if code >= 0 and code != codes[i]:
-            distance = 0.0
-            for j in range(dim):
-                apart = np.float64(rows[i, j]) - np.float64(codewords[code, j])
-                distance += apart * apart
+            distance = exact_distance(values, i * dim, words, code * dim, dim)
             if distance <= factor * distances[i]:
                 codes[i] = code
                 distances[i] = distance
@@ -134,11 +133,8 @@ def distances_of(
 ) -> None:
     """Write the distance of each row to the codeword of its code, as DESIGN.md 1 defines it."""
     n_rows, dim = rows.shape
+    values, words = rows.reshape(-1), codewords.reshape(-1)
     for i in range(n_rows):
         code = codes[i]
         if code >= 0:
-            distance = 0.0
-            for j in range(dim):
-                apart = np.float64(rows[i, j]) - np.float64(codewords[code, j])
-                distance += apart * apart
-            distances[i] = distance
+            distances[i] = exact_distance(values, i * dim, words, code * dim, dim)

@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
-from saec_gpu.artifact import Artifact, CompressedField, load
+from saec_gpu.artifact import Artifact, CompressedField, load, loaded
 from saec_gpu.artifact_writer import EncodedField, check_out, write_artifact
 from saec_gpu.codewords import StoredCodewords, store
 from saec_gpu.errors import ArtifactError, NonFiniteRowError, ParamError
@@ -18,7 +18,6 @@ from saec_gpu.nn.modules import (
     CompressedEmbedding,
     CompressedEmbeddingBag,
     CompressedModule,
-    as_artifact,
     stored_codes,
 )
 from saec_gpu.sources.stored import listed
@@ -73,7 +72,7 @@ def compress_module(
     ...     compress_module(model, artifact)[0]
     CompressedEmbedding(100, 4, codewords=4)
     """
-    opened = as_artifact(artifact)
+    opened = loaded(artifact)
     paths: dict[nn.Module, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -145,7 +144,7 @@ def to_artifact(
     array([[10., 20.],
            [30., 40.]], dtype=float32)
     """
-    opened = as_artifact(artifact)
+    opened = loaded(artifact)
     check_out(out, overwrite=overwrite)
     if load(opened.path).manifest != opened.manifest:
         raise ArtifactError(

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - its name in every torch program
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from saec_gpu.artifact import Artifact, load
+from saec_gpu.artifact import Artifact, loaded
 from saec_gpu.errors import ParamError
 from saec_gpu.packing import code_bits
 
@@ -115,7 +115,7 @@ class CompressedModule(nn.Module):
         >>> item(torch.tensor([0, 90])).tolist()
         [[1.0, 2.0], [3.0, 4.0]]
         """
-        one = as_artifact(artifact)[field]
+        one = loaded(artifact)[field]
         codebook = torch.tensor(one.codebook, dtype=dtype, device=device)
         made = cls(codebook, None if one.encoding == "identity" else one.codes, **options)
         made.field = field
@@ -457,8 +457,3 @@ def _row_number(row: int | None, n_rows: int) -> int | None:
     if not -n_rows <= row < n_rows:
         raise ParamError(f"padding_idx={row} is none of {n_rows} rows")
     return row % n_rows
-
-
-def as_artifact(artifact: Artifact | str | os.PathLike[str]) -> Artifact:
-    """Return the artifact, loaded if a path was given."""
-    return artifact if isinstance(artifact, Artifact) else load(artifact)
