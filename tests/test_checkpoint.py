@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,17 @@ def make_tables(folder: Path, *, smaller: int = 1) -> None:
         counts = generator.zipf(1.3, len(rows)).clip(0, 10**6)
         np.save(folder / "tables" / f"{name}.npy", rows)
         np.save(folder / "weights" / f"{name}.npy", counts)
+
+
+def interrupted_at(number: int) -> Callable[[saec.Progress], None]:
+    """Return a function that takes so many reports and interrupts at the last."""
+    reports = itertools.count(1)
+
+    def interrupt(progress: saec.Progress) -> None:
+        if next(reports) == number:
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 NO_CODEWORDS: dict[str, Any] = {"codewords": None}
@@ -122,18 +135,12 @@ def test_interrupted_between_any_two_reports_continues_to_the_same_bytes(folder:
     compress(folder, **counted, progress=count, chunk_rows=500)
     assert reports > 20
     for stop_at in range(1, reports + 1, 3):
-        seen = 0
-
-        def interrupt(progress: saec.Progress, stop_at: int = stop_at) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == stop_at:
-                raise KeyboardInterrupt
-
         place = folder / f"stopped-{stop_at}"
         out = folder / f"stopped-{stop_at}.saec"
         with pytest.raises(KeyboardInterrupt):
-            compress(folder, out=out, checkpoint=place, progress=interrupt, chunk_rows=500)
+            compress(
+                folder, out=out, checkpoint=place, progress=interrupted_at(stop_at), chunk_rows=500
+            )
         assert artifact_bytes(compress(folder, out=out, checkpoint=place).path) == expected
 
 
@@ -265,14 +272,6 @@ def test_budget_interrupted_between_any_two_reports_continues_to_the_same_bytes(
     stages = [one.stage for one in reports]
     assert stages.count("curves") > 1
     for stop_at in range(1, len(reports) + 1, 5):
-        seen = 0
-
-        def interrupt(progress: saec.Progress, stop_at: int = stop_at) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == stop_at:
-                raise KeyboardInterrupt
-
         place, out = small_folder / f"stopped-{stop_at}", small_folder / f"stopped-{stop_at}.saec"
         with pytest.raises(KeyboardInterrupt):
             compress(
@@ -280,7 +279,7 @@ def test_budget_interrupted_between_any_two_reports_continues_to_the_same_bytes(
                 **BUDGET,
                 out=out,
                 checkpoint=place,
-                progress=interrupt,
+                progress=interrupted_at(stop_at),
                 chunk_rows=200,
             )
         again = compress(small_folder, **BUDGET, out=out, checkpoint=place, threads=1)

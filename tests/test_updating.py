@@ -26,7 +26,7 @@ from saec_gpu.errors import (
     SourceError,
     WeightError,
 )
-from test_checkpoint import artifact_bytes
+from test_checkpoint import artifact_bytes, interrupted_at
 from test_cli import run
 
 Arrays = dict[str, NDArray[Any]]
@@ -284,20 +284,12 @@ def test_a_killed_update_continues_to_the_same_bytes(
     )
     assert reports > 20
     for stop_at in range(1, reports + 1, 4):
-        seen = 0
-
-        def interrupt(progress: saec.Progress, stop_at: int = stop_at) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == stop_at:
-                raise KeyboardInterrupt
-
         asked: dict[str, Any] = {
             "weights": counts, "out": tmp_path / f"{stop_at}.saec", "chunk_rows": 150,
             "checkpoint": tmp_path / f"kept{stop_at}",
         }  # fmt: skip
         with pytest.raises(KeyboardInterrupt):
-            saec.update(before, now, **asked, progress=interrupt)
+            saec.update(before, now, **asked, progress=interrupted_at(stop_at))
         assert artifact_bytes(saec.update(before, now, **asked).path) == expected
 
 
