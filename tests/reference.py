@@ -206,6 +206,16 @@ def sample(rows: Any, weights: Any, k: int, seed: int, field: str) -> Sample:
     return Sample(index, [max(w[i], tau) for i in index], tau, [q[i] for i in index])
 
 
+def first_of(drawn: Sample, w: Sequence[float], m: int) -> Sample:
+    """C: the m rows of greatest priority of a sample, as a sample of m rows has them."""
+    if len(drawn.index) <= m:
+        return drawn
+    q = dict(zip(drawn.index, drawn.q, strict=True))
+    ranked = sorted(q, key=lambda i: (-q[i], i))
+    tau, index = q[ranked[m]], sorted(ranked[:m])
+    return Sample(index, [max(w[i], tau) for i in index], tau, [q[i] for i in index])
+
+
 def dist(x: Sequence[float], c: Sequence[float]) -> float:
     """DESIGN.md 1: squared distance in float64, columns ascending, every operation rounded."""
     s = 0.0
@@ -270,7 +280,19 @@ def update(
     rows: Any,
 ) -> Table:
     """E and F: weighted means within the range of the data, then empty codewords refilled."""
-    table, new = as_rows(rows), as_rows(codewords).copy()
+    new, live = moved(codewords, partial, fixed, minimum, maximum)
+    return repaired(new, live, sample, as_rows(rows))
+
+
+def moved(
+    codewords: Any,
+    partial: Partial,
+    fixed: FixedPoint,
+    minimum: Sequence[float],
+    maximum: Sequence[float],
+) -> tuple[Table, list[int]]:
+    """E: weighted means within the range of the data, and which codewords have one."""
+    new = as_rows(codewords).copy()
     live: list[int] = []
     for c, weight_sum in enumerate(partial.weight_sums):
         if weight_sum == 0:
@@ -280,7 +302,7 @@ def update(
             mean = math.ldexp(float(partial.sums[c][j]) / float(weight_sum), a_j)
             mean = min(max(mean, minimum[j]), maximum[j])
             new[c, j] = np.float32(mean) + np.float32(0)  # no -0.0
-    return repaired(new, live, sample, table)
+    return new, live
 
 
 def repaired(codewords: Table, used: Sequence[int], sample: Sample, table: Table) -> Table:
@@ -428,10 +450,20 @@ def next_hour(
     w = field_weights(weights, len(table))
     found = statistics(table, w, k)
     drawn = sample(table, w, k, seed, field)
-    first = np.zeros((max(k, len(last)), table.shape[1]), np.float32)
-    first[: len(last)] = as_rows(last)
-    first = repaired(first, range(len(last)), drawn, table)
-    codewords, _, _, _ = lloyd(table, w, first, found, drawn, tol, max_iter)
+    words = as_rows(last).tolist()
+    counted: list[int] = []
+    for x, before in zip(table.tolist(), last_codes, strict=True):
+        stayed = before >= 0 and dist(x, words[before]) <= nearest(x, words[:32])[1]
+        counted.append(before if stayed else nearest(x, words)[0])
+    fixed = fixed_point(found.exponents, found.minimum, found.maximum)
+    sums = partial(table, w, counted, len(last), fixed)
+    means, live = moved(last, sums, fixed, found.minimum, found.maximum)
+    codewords = np.zeros((max(k, len(last)), table.shape[1]), np.float32)
+    codewords[: len(last)] = means
+    few = first_of(drawn, w, 16 * (len(codewords) - len(live)))
+    codewords = repaired(codewords, live, few, table)
+    if max_iter:
+        codewords, _, _, _ = lloyd(table, w, codewords, found, drawn, tol, max_iter)
     stored = as_stored(codewords, codewords_dtype)
     words = stored.tolist()
     codes: list[int] = []

@@ -212,9 +212,11 @@ def compress(
         return write(run, Path(out), record, overwrite=overwrite)
 
 
-def check_numbers(seed: int, max_iter: int, tol: float, chunk_rows: int | None) -> None:
+def check_numbers(
+    seed: int, max_iter: int, tol: float, chunk_rows: int | None, *, least_iter: int = 1
+) -> None:
     """Raise ParamError unless the numbers of a run are allowed."""
-    whole = [("seed", seed, 0), ("max_iter", max_iter, 1)]
+    whole = [("seed", seed, 0), ("max_iter", max_iter, least_iter)]
     if chunk_rows is not None:
         whole.append(("chunk_rows", chunk_rows, 1))
     for name, value, least in whole:

@@ -17,9 +17,10 @@ from saec_gpu.artifact_writer import EncodedField
 from saec_gpu.backends.protocol import Assignment, Backend
 from saec_gpu.checkpoint import Checkpoint, codes_path
 from saec_gpu.clustering.asked import FieldPlan, kept_whole
+from saec_gpu.clustering.continued import continued
 from saec_gpu.clustering.curves import CORESET_ROWS
 from saec_gpu.clustering.error import ErrorSums
-from saec_gpu.clustering.lloyd import FieldFit, fit, repaired, sample_variance
+from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
 from saec_gpu.clustering.margin import Changes, LastField
 from saec_gpu.clustering.rules import CostRule, RuledCodebooks, constrained
 from saec_gpu.clustering.seeding import seed_codewords
@@ -183,6 +184,7 @@ class Pipeline:
                 for name, one in statistics.items()
                 if name not in whole and one.distinct is None
             },
+            selections,
         )
         self._timed("fit", self._fit, stream, fits, selections)
         # of an update codewords keep their numbers
@@ -270,7 +272,9 @@ class Pipeline:
                     self.checkpoint.save_statistics(self.numbers[name], known[name])
         return known
 
-    def _seeds(self, statistics: Mapping[str, Statistics]) -> dict[str, FieldFit]:
+    def _seeds(
+        self, statistics: Mapping[str, Statistics], selections: _Selections
+    ) -> dict[str, FieldFit]:
         # the costliest first, so that no thread ends on a long one
         names = sorted(
             statistics,
@@ -284,11 +288,20 @@ class Pipeline:
             fits: dict[str, FieldFit] = {}
             for done, name in enumerate(names):
                 self.progress(Progress("seeding", done, len(names), "fields"))
-                fits[name] = self._grown(name, next(started))
+                fits[name] = next(started)
+                if not len(fits[name].codewords):
+                    fits[name].codewords = continued(
+                        self.backend, fits[name], self.last[name], selections[name],
+                        self.plans[name].codewords,
+                    )  # fmt: skip
+                    fits[name].stopped = None if self.params.max_iter else "max_iter"
         return {name: fits[name] for name in statistics}
 
     def _started(self, name: str, statistics: Statistics) -> FieldFit:
-        """Return the fit of a field as the checkpoint or the last artifact has it, or at seeds."""
+        """Return the fit of a field as the checkpoint has it, or at seeds.
+
+        In an update a fit that the checkpoint does not have comes without codewords.
+        """
         started = FieldFit(
             statistics, fixed_point(statistics), sample_variance(statistics.sample),
             np.zeros((0, 0), np.float32),
@@ -296,24 +309,10 @@ class Pipeline:
         restored = self.checkpoint is not None and self.checkpoint.restore_fit(
             self.numbers[name], started
         )
-        if not restored and name in self.last:
-            started.codewords = self.last[name].codewords
-        elif not restored:
+        if not restored and name not in self.last:
             started.codewords = seed_codewords(
                 statistics.sample, self.plans[name].codewords, self.params.seed, name
             )
-        return started
-
-    def _grown(self, name: str, started: FieldFit) -> FieldFit:
-        """Give an updated field the codewords it lacks, where rows are served worst."""
-        before, dim = started.codewords.shape
-        lacking = self.plans[name].codewords - before
-        if name in self.last and lacking > 0:
-            started.codewords = repaired(
-                self.backend,
-                np.concatenate([started.codewords, np.zeros((lacking, dim), np.float32)]),
-                np.arange(before, before + lacking), started.statistics.sample, started.middle,
-            )  # fmt: skip
         return started
 
     def _fit(

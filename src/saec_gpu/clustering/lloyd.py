@@ -146,7 +146,7 @@ def moved_codewords(
 ) -> Float32:
     """Return the codewords after update and repair."""
     moved = updated(codewords, partial, fixed_point, statistics)
-    empty = np.flatnonzero(_empty(partial))
+    empty = np.flatnonzero(without_weight(partial))
     return repaired(backend, moved, empty, statistics.sample, middle) if len(empty) else moved
 
 
@@ -159,7 +159,7 @@ def updated(
     many binary orders a mean of few integer units could fall outside, up to infinity.
     """
     moved = codewords.copy()
-    used = ~_empty(partial)
+    used = ~without_weight(partial)
     sums = _to_float(partial.sums[used], _part(partial.sums_low, used))
     weight_sums = _to_float(partial.weight_sums[used], _part(partial.weight_sums_low, used))
     means = np.ldexp(sums / weight_sums[:, None], fixed_point.column_exponents)
@@ -198,7 +198,7 @@ def repaired(
     return repaired_words
 
 
-def _empty(partial: Partial) -> NDArray[np.bool_]:
+def without_weight(partial: Partial) -> NDArray[np.bool_]:
     """Return which codewords have no weight."""
     empty: NDArray[np.bool_] = partial.weight_sums == 0
     if partial.weight_sums_low is not None:

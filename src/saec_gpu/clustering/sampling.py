@@ -32,6 +32,19 @@ def sample_size(n_rows: int, n_codewords: int) -> int:
     return min(n_rows, max(32 * min(n_codewords, 4096), 2 * n_codewords))
 
 
+def first_of(sample: Sample, size: int) -> Sample:
+    """Return the sample that would have been drawn with at most `size` rows."""
+    if len(sample.index) <= size:
+        return sample
+    by_priority = np.lexsort((sample.index, -sample.priority))
+    places = np.sort(by_priority[:size])
+    threshold = sample.priority[by_priority[size]]
+    return Sample(
+        sample.index[places], sample.rows[places], sample.priority[places],
+        np.maximum(sample.weights[places], threshold),
+    )  # fmt: skip
+
+
 class Sampler:
     """Keeps the rows of greatest priority while a field is read in order.
 
