@@ -24,6 +24,8 @@ from typer.testing import CliRunner, Result
 
 import saec_gpu as saec
 from saec_gpu import cli, console, doctor
+from saec_gpu.cli import machine
+from saec_gpu.cli.command import Command
 
 COMMANDS = ("demo", "compress", "inspect", "verify", "report", "lookup", "bench", "doctor")
 MAIN = "from saec_gpu.cli import main; main()"
@@ -158,7 +160,7 @@ def test_every_command_has_examples_that_parse(
     examples = re.findall(r"^    saec (.*)$", told.partition("Examples:")[2], re.MULTILINE)
     assert examples
     assert told == output(command, "-h")
-    monkeypatch.setattr(cli._Command, "invoke", lambda self, ctx: None)
+    monkeypatch.setattr(Command, "invoke", lambda self, ctx: None)
     for example in examples:
         words = [word.strip("'") for word in example.split()]
         assert words[0] == command
@@ -713,7 +715,7 @@ def test_bench_names_what_is_unknown_or_missing(monkeypatch: pytest.MonkeyPatch)
         importlib.util, "find_spec", lambda name: None if name == "faiss" else found(name)
     )
     fails("pip install 'saec_gpu[bench]'", "bench", "--peers", "saec,faiss")
-    assert "faiss" not in cli._installed_peers()
+    assert "faiss" not in machine._installed_peers()
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
