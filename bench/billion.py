@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from saec_gpu.sources.generated import generated_tables, generated_weights
 from .cases import SEED
 from .peak import FmaChains
 from .records import SCHEMA, append_record, circumstances
+from .resident import peak_resident_bytes, resident_bytes
 
 MOST_CODEWORDS = 256
 WARM_ROWS = 100_000  # of which the largest field has rows enough for as many codewords
@@ -82,14 +82,14 @@ def measure_compression(
     """
     _compress(WARM_ROWS, dim, n_fields, weighted, None, threads=threads, **options)
     resumed = checkpoint is not None and (checkpoint / "run.json").exists()
-    before = _resident("VmRSS")
+    before = resident_bytes()
     begun = time.perf_counter()
     manifest, run = _compress(
         n_rows, dim, n_fields, weighted, checkpoint,
         memory=memory, threads=threads, progress=progress, **options,
     )  # fmt: skip
     total = time.perf_counter() - begun
-    peak_bytes = _resident("VmHWM")
+    peak_bytes = peak_resident_bytes()
     fields, totals = manifest["fields"], manifest["totals"]
     flop = sum(
         2.0 * field["rows"] * field["codewords"] * dim
@@ -152,13 +152,6 @@ def _compress(
             out=Path(folder) / "billion.saec", **options,
         )  # fmt: skip
         return artifact.manifest, artifact.run
-
-
-def _resident(key: str) -> int:
-    """Return a size in /proc/self/status, in bytes."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    (kilobytes,) = re.findall(rf"^{key}:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(kilobytes) * 1024
 
 
 def _fma_peak(threads: int) -> float:

@@ -24,24 +24,22 @@ DIM = 16
 WRITE_ROWS = 1 << 20
 
 CHILD = """
-import json, re, sys
+import json, sys
 import numpy as np
 import saec_gpu as saec
-
-def resident(key):
-    return int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+from saec_gpu.bench.resident import peak_resident_bytes, resident_bytes
 
 folder, memory, codewords, max_iter = sys.argv[1:]
 rows = np.random.default_rng(0).standard_normal((5000, 16)).astype(np.float32)
 saec.compress(rows, codewords=20, out=f"{folder}/tiny.saec", threads=2)
-before = resident("VmRSS")
+before = resident_bytes()
 artifact = saec.compress(
     f"{folder}/table.npy", codewords=int(codewords), out=f"{folder}/table.saec", memory=memory,
     max_iter=int(max_iter), threads=2,
 )
 print(json.dumps({
     "before_bytes": before,
-    "peak_above_bytes": resident("VmHWM") - before,
+    "peak_above_bytes": peak_resident_bytes() - before,
     "codebook_bytes": sum(f["codebook_bytes"] for f in artifact.manifest["fields"]),
     "seconds": artifact.run["seconds"],
     "residency_sets": artifact.run["residency_sets"],

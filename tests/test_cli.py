@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from typer.testing import CliRunner, Result
 
 import saec_gpu as saec
 from saec_gpu import cli, console, doctor
+from saec_gpu.cli import machine
+from saec_gpu.cli.command import Command
 
 COMMANDS = ("demo", "compress", "inspect", "verify", "report", "lookup", "bench", "doctor")
 MAIN = "from saec_gpu.cli import main; main()"
@@ -158,7 +161,7 @@ def test_every_command_has_examples_that_parse(
     examples = re.findall(r"^    saec (.*)$", told.partition("Examples:")[2], re.MULTILINE)
     assert examples
     assert told == output(command, "-h")
-    monkeypatch.setattr(cli._Command, "invoke", lambda self, ctx: None)
+    monkeypatch.setattr(Command, "invoke", lambda self, ctx: None)
     for example in examples:
         words = [word.strip("'") for word in example.split()]
         assert words[0] == command
@@ -642,11 +645,40 @@ def test_plain_lines_where_there_is_no_terminal(
     )
     lines = result.stderr.splitlines()
     assert lines[0] == "fields: 3, rows: 1,737: read once and kept in memory"
-    shape = r"(reading|seeding|clustering \d fields?, pass \d+|encoding|writing): [\d,]+/[\d,]+ "
+    stages = r"reading|seeding|clustering \d fields?, pass \d+|encoding|shortening codes|writing"
+    shape = rf"({stages}): [\d,]+/[\d,]+ "
     for line in lines[1:]:
         assert re.match(shape + r"(rows|fields)( · [\d,]+/s( · [\d hmins]+ left)?)?$", line), line
     assert any(" s left" in line for line in lines)
     assert any(line.startswith("encoding: 1,725/1,725 rows") for line in lines)
+
+
+def test_rate_is_of_the_stage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lines = 0.0, list[str]()
+    monkeypatch.setattr(console, "time", types.SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(console, "note", lines.append)
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    display = console.ProgressDisplay(quiet=False)
+    for second, stage, done, total in (
+        (10, "codes", 100, 400),
+        (20, "levels", 60, 200),
+        (30, "levels", 200, 200),
+        (40, "codes", 300, 400),  # 200 rows since the last report
+        (50, "codes", 400, 400),
+        (60, "levels", 50, 50),
+        (70, "codes", 30, 40),  # of other fields
+    ):
+        now = float(second)
+        display(saec.Progress(stage, done, total))  # type: ignore[arg-type]
+    assert lines == [
+        "encoding: 100/400 rows · 10/s · 30 s left",
+        "shortening codes: 60/200 rows · 6/s · 23 s left",
+        "shortening codes: 200/200 rows · 10/s",
+        "encoding: 300/400 rows · 20/s · 5 s left",
+        "encoding: 400/400 rows · 15/s",
+        "shortening codes: 50/50 rows · 5/s",
+        "encoding: 30/40 rows · 3/s · 3 s left",
+    ]
 
 
 def test_bar_on_a_terminal(tmp_path: Path, model: Path) -> None:
@@ -713,7 +745,7 @@ def test_bench_names_what_is_unknown_or_missing(monkeypatch: pytest.MonkeyPatch)
         importlib.util, "find_spec", lambda name: None if name == "faiss" else found(name)
     )
     fails("pip install 'saec_gpu[bench]'", "bench", "--peers", "saec,faiss")
-    assert "faiss" not in cli._installed_peers()
+    assert "faiss" not in machine._installed_peers()
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:

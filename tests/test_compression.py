@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 import reference
 import saec_gpu as saec
 from builders import opened, weights_of
+from saec_gpu import levels
 from saec_gpu.clustering.curves import Point
 from saec_gpu.clustering.selection import coreset
 from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype, codebook_bytes
@@ -461,6 +462,23 @@ def test_progress_counts_every_row(tmp_path: Path) -> None:
     last = {one.stage: one for one in reports}
     for stage in ("statistics", "fit", "codes", "write"):
         assert last[stage].done == last[stage].total
+
+
+def test_progress_counts_the_rows_whose_codes_are_shortened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(levels, "_STEP_ROWS", 600)
+    rows = np.zeros((1700, 2), np.float32)
+    rows[:900] = np.random.default_rng(5).standard_normal((900, 2))  # others have one code
+    reports: list[saec.Progress] = []
+    saec.compress(
+        {"a": rows[:400], "b": rows}, codewords=200, out=tmp_path / "a.saec", codes="auto",
+        progress=reports.append,
+    )  # fmt: skip
+    found = [(one.done, one.total, one.unit) for one in reports if one.stage == "levels"]
+    assert found == [(600, 1700, "rows"), (1200, 1700, "rows"), (1700, 1700, "rows")]
+    (ended,) = [i for i, one in enumerate(reports) if one.stage == "codes" and one.done == 2100]
+    assert reports[ended + 1].stage == "levels"
 
 
 def test_seed_is_0_unless_given_and_recorded(tmp_path: Path) -> None:

@@ -12,21 +12,19 @@ import pytest
 
 # The peak is that of a process of its own, above what interpreter, packages and kernels take.
 CHILD = """
-import json, re, sys
+import json, sys
 import numpy as np
 import saec_gpu as saec
-
-def resident(key):
-    return int(re.search(key + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+from saec_gpu.bench.resident import peak_resident_bytes, resident_bytes
 
 table, out, memory, codewords, threads = sys.argv[1:]
 rows = np.random.default_rng(0).standard_normal((5000, 16)).astype(np.float32)
 saec.compress(rows, codewords=20, out=out + ".tiny", threads=int(threads))
-before = resident("VmRSS")
+before = resident_bytes()
 artifact = saec.compress(table, codewords=int(codewords), out=out, memory=memory, max_iter=1,
                          threads=int(threads))
 print(json.dumps({
-    "above": resident("VmHWM") - before,
+    "above": peak_resident_bytes() - before,
     "codebooks": sum(f["codebook_bytes"] for f in artifact.manifest["fields"]),
     "resident": [s["resident"] for s in artifact.run["residency_sets"]],
 }))

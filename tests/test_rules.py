@@ -327,7 +327,7 @@ def test_the_same_bytes_on_any_backend(
 
 def test_continued_to_the_same_bytes(tmp_path: Path, entropy: saec.Artifact) -> None:
     tables, weights = made_tables()
-    stages = ["curves", "statistics", "fit", "codes", "write"]
+    stages = ["curves", "statistics", "fit", "codes", "levels", "write"]
     for stage in stages:
         asked = {**ASKED, "weights": weights, "checkpoint": tmp_path / stage}
 

@@ -486,11 +486,12 @@ def _settle(
 ) -> list[ResidencySet]:
     """Cluster fields anew until all are within the budget; return the sets of these rounds."""
     done: list[ResidencySet] = []
-    while not allocation.settled(found := {n: run.counted_bytes(n) for n in allocation.chosen}):
+    while not allocation.settled(found := {n: _found(run, n) for n in allocation.chosen}):
         run.replan(plans_of(allocation, run.source.fields, run.params.fast))
         logger.info(
             "%s bytes came of a budget of %s; %d fields are clustered anew",
-            f"{sum(found.values()):,}", f"{run.params.budget:,}", len(run.unfinished()),
+            f"{sum(nbytes for _, nbytes in found.values()):,}", f"{run.params.budget:,}",
+            len(run.unfinished()),
         )  # fmt: skip
         if run.checkpoint is not None:
             content = run.checkpoint.allocation()
@@ -499,6 +500,13 @@ def _settle(
     for name, curve in allocation.curves.items():
         run.records[name]["curve"] = [asdict(point) for point in curve.hull()]
     return done
+
+
+def _found(run: Pipeline, name: str) -> tuple[int, int]:
+    """Return a finished field's number of codewords, or of its rows if kept, and its bytes."""
+    stored = run.codebooks.get(name)
+    number = run.source.fields[name].n_rows if stored is None else len(stored.values)
+    return number, run.counted_bytes(name)
 
 
 def _log(planned: ResidencySet) -> None:

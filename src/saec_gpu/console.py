@@ -29,6 +29,7 @@ STAGES = {
     "seeding": "seeding",
     "fit": "clustering",
     "codes": "encoding",
+    "levels": "shortening codes",
     "write": "writing",
 }
 VERIFY_STAGES = {"codes": "checking"}
@@ -71,6 +72,8 @@ class ProgressDisplay:
         self._quiet = quiet
         self._stages = stages
         self._stage = ""
+        self._reports: dict[str, Progress] = {}  # the last of each stage
+        self._before = 0  # done when the stage was begun, or gone on with
         self._begun = self._last = self._said = time.monotonic()
         self._bars: Bars | None = None
         self._task: TaskID | None = None
@@ -117,25 +120,29 @@ class ProgressDisplay:
         if stage != self._stage:
             # It began with the last report: a pass over rows in memory reports its end alone.
             self._stage, self._begun = stage, self._last
+            # Encoding goes on where it was when the codes of a field were to be shortened.
+            last = self._reports.get(stage, at)
+            self._before = last.done if last.total == at.total and last.done < at.done else 0
             if self._bars is not None:
                 if self._task is not None:
                     self._bars.remove_task(self._task)
                 self._task = self._bars.add_task(stage, state="")
+        self._reports[stage] = at
         now = self._last = time.monotonic()
         if self._bars is not None and self._task is not None:
-            state = _state(at, now - self._begun)
+            state = _state(at, self._before, now - self._begun)
             self._bars.update(self._task, completed=at.done, total=at.total, state=state)
         elif now - self._said >= PLAIN_SECONDS:
             self._said = now
-            note(f"{stage}: {_state(at, now - self._begun)}")
+            note(f"{stage}: {_state(at, self._before, now - self._begun)}")
 
 
-def _state(at: Progress, seconds: float) -> str:
-    """Return how much is done, how fast, and how long the rest will take."""
+def _state(at: Progress, before: int, seconds: float) -> str:
+    """Return how much is done, how fast it was beyond what was before, and what the rest takes."""
     done = f"{at.done:,}/{at.total:,} {at.unit}"
     if not at.done or seconds <= 0:
         return done
-    rate = at.done / seconds
+    rate = (at.done - before) / seconds
     left = f" · {duration((at.total - at.done) / rate)} left" if at.done < at.total else ""
     return f"{done} · {rate:,.0f}/s{left}"
 

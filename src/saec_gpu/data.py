@@ -220,9 +220,11 @@ class Progress:
     Attributes
     ----------
     stage : str
-        "curves", "statistics", "seeding", "fit", "codes" or "write".
+        "curves", "statistics", "seeding", "fit", "codes", "levels" or "write". In "levels" the
+        codes of a field are brought into fewer bits, between the "codes" of two fields.
     done, total : int
-        Rows (curves, seeding and write: fields) of this stage; of this pass in "fit".
+        Rows (curves, seeding and write: fields) of this stage; of this pass in "fit", of this field
+        in "levels".
     unit : str
         "rows" or "fields".
     iteration : int
@@ -231,7 +233,7 @@ class Progress:
         Fields that still move.
     """
 
-    stage: Literal["curves", "statistics", "seeding", "fit", "codes", "write"]
+    stage: Literal["curves", "statistics", "seeding", "fit", "codes", "levels", "write"]
     done: int
     total: int
     unit: Literal["rows", "fields"] = "rows"

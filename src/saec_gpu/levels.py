@@ -259,7 +259,12 @@ def _places(levels: Levels) -> _Places:
     return _Places(bitmaps, supers, payloads, start + SPARE_BYTES)
 
 
-def encode_in_levels(path: Path, codewords: int, levels: Levels) -> None:
+def encode_in_levels(
+    path: Path,
+    codewords: int,
+    levels: Levels,
+    progress: Callable[[int], None] = lambda _: None,
+) -> None:
     """Replace a file of a field's codes in planes by one in levels, in one step and flushed.
 
     Parameters
@@ -270,6 +275,8 @@ def encode_in_levels(path: Path, codewords: int, levels: Levels) -> None:
     codewords : int
     levels : Levels
         Of these codes, as `choose_levels` returns them.
+    progress : function
+        Called with the number of rows that were encoded so far, after each 2^18 and at the end.
 
     Raises
     ------
@@ -287,7 +294,7 @@ def encode_in_levels(path: Path, codewords: int, levels: Levels) -> None:
         with beside.open("wb") as file:
             file.write(npy_header(levels.size))
             file.truncate(HEADER_BYTES + levels.size)  # the spare bytes are zero
-            _write_sections(file, packed, codewords, levels)
+            _write_sections(file, packed, codewords, levels, progress)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -299,7 +306,11 @@ def encode_in_levels(path: Path, codewords: int, levels: Levels) -> None:
 
 
 def _write_sections(
-    file: BinaryIO, packed: NDArray[np.uint8], codewords: int, levels: Levels
+    file: BinaryIO,
+    packed: NDArray[np.uint8],
+    codewords: int,
+    levels: Levels,
+    progress: Callable[[int], None],
 ) -> None:
     def at(start: int) -> Callable[[int, memoryview], None]:
         def write(place: int, data: memoryview) -> None:
@@ -319,13 +330,15 @@ def _write_sections(
     ]
     n_rows, first_codes = levels.rows[0], levels.first_codes
     for first in range(0, n_rows, _STEP_ROWS):
-        codes = unpack(packed, n_rows, codewords, first, min(first + _STEP_ROWS, n_rows))
+        last = min(first + _STEP_ROWS, n_rows)
+        codes = unpack(packed, n_rows, codewords, first, last)
         for level, next_code in enumerate(first_codes[1:]):
             goes = codes >= next_code
             bitmaps[level].append(goes)
             payloads[level].append(codes[~goes] - first_codes[level])
             codes = codes[goes]
         payloads[-1].append(codes - first_codes[-1])
+        progress(last)
     for bitmap in bitmaps:
         bitmap.finish()
     for section in payloads:

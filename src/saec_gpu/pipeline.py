@@ -468,7 +468,10 @@ class Pipeline:
             return None
         levels = shorter_levels(uses) if rule is None else rule.levels.of(uses)
         if levels is not None:
-            encode_in_levels(self.codes_path(name), len(uses), levels)
+            encode_in_levels(
+                self.codes_path(name), len(uses), levels,
+                lambda done: self.progress(Progress("levels", done, levels.rows[0])),
+            )  # fmt: skip
         return levels
 
     def _record(

@@ -25,6 +25,17 @@ def artifact_json(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def show_artifact(
+    artifact: Artifact, seconds: float | None = None, *, as_json: bool = False
+) -> None:
+    """Print all that is shown of an artifact, with the seconds that it took to make if given."""
+    if as_json:
+        console.print_json(artifact_json(artifact))
+    else:
+        print_artifact(artifact)
+        print_sizes(artifact, seconds)
+
+
 def print_artifact(artifact: Artifact) -> None:
     """Print a line a field: sizes, codewords, error."""
     columns = (

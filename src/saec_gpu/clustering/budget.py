@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import bisect_left
-from collections.abc import Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 from saec_gpu.clustering.asked import MOST_CODEWORDS
@@ -43,7 +44,7 @@ class FieldCurve:
     sensitivity : float
         Scales the distortion.
     code_share : float
-        Bytes of its codes as they were last found to be, relative to those estimated; 1 before.
+        Bytes of its codes as they were last found to be, relative to those measured; 1 before.
     known : tuple of Point
         What was chosen before, with the bytes that were found.
     bit_price : float
@@ -63,16 +64,30 @@ class FieldCurve:
         return [*(one for same in self._by_dtype() for one in same), whole]
 
     def _by_dtype(self) -> list[list[Point]]:
-        """Return the points of each dtype by number of codewords, code bytes corrected."""
+        """Return the points of each dtype by number of codewords, code bytes corrected.
+
+        So many codewords are taken to have as long codes in the dtypes for which these were not
+        found. A field where fewer were found than asked gets no more.
+        """
+        most = min((one.codewords for one in self.known if self._is_less(one)), default=math.inf)
         found = []
         for dtype in CODEWORDS_DTYPES:
-            points = {
-                one.codewords: replace(one, code_bytes=round(one.code_bytes * self.code_share))
+            same = [
+                replace(one, code_bytes=round(one.code_bytes * self.code_share))
                 for one in self._extended(dtype)
-            }
+            ]
+            points = {one.codewords: one for one in same}
+            for one in self.known:
+                if same and same[0].codewords <= one.codewords <= same[-1].codewords:
+                    own = self._at(same, one.codewords)
+                    points[one.codewords] = replace(own, code_bytes=one.code_bytes)
             points |= {one.codewords: one for one in self.known if one.dtype == dtype}
-            found.append([points[codewords] for codewords in sorted(points)])
+            found.append([points[number] for number in sorted(points) if number <= most])
         return found
+
+    def _is_less(self, one: Point) -> bool:
+        """Return whether fewer codewords were found than the point says."""
+        return one.codebook_bytes < codebook_bytes(one.codewords, self.table.dim, one.dtype)
 
     def _extended(self, dtype: CodewordsDtype) -> list[Point]:
         """Return the points of a dtype, and those of more codewords than were measured.
@@ -115,34 +130,50 @@ class FieldCurve:
     def best(self, most_bytes: int) -> Point:
         """Return the least distortion that can be had for so many bytes, in any dtype.
 
-        Between two neighbours of the curve distortion is taken to change evenly, and codes to take
-        what they do at the greater number. The bytes must be enough for one of the options.
+        The bytes must be enough for one of the options.
         """
         found = [one for one in self.options() if one.nbytes <= most_bytes]
         for same in self._by_dtype():
             for one, other in pairwise(same):
-                room = most_bytes - other.code_bytes
-                codewords = min(
-                    room // codebook_bytes(1, self.table.dim, one.dtype), other.codewords - 1
-                )
-                if codewords > one.codewords:
-                    found.append(self._at(same, codewords))
+                between = range(one.codewords + 1, other.codewords)
+                place = bisect_right(between, most_bytes, key=partial(self._nbytes_at, same))
+                if place > 0:
+                    found.append(self._at(same, between[place - 1]))
         return min(found, key=lambda p: (p.distortion, p.nbytes, p.dtype))
 
+    def measured_code_bytes(self, codewords: int, dtype: CodewordsDtype) -> int:
+        """Return the bytes that codes take by what was measured, not corrected."""
+        return self._at(self._extended(dtype), codewords).code_bytes
+
     def _at(self, same: list[Point], codewords: int) -> Point:
-        """Return the point of a number of codewords, between those of the points of a dtype."""
+        """Return the point of a number of codewords, between those of the points of a dtype.
+
+        Between two of these distortion is taken to change evenly, and so are the bytes of codes,
+        where both have them in levels; else codes take what they do at the greater number, as those
+        in planes do: there is a point at each power of two.
+        """
         place = bisect_left(same, codewords, key=lambda p: p.codewords)
         other = same[place]
         if other.codewords == codewords:
             return other
         one = same[place - 1]
-        share = (codewords - one.codewords) / (other.codewords - one.codewords)
+        part, gap = codewords - one.codewords, other.codewords - one.codewords
+        code_bytes = other.code_bytes
+        if self._in_levels(one) and self._in_levels(other):
+            code_bytes -= (code_bytes - one.code_bytes) * (gap - part) // gap  # rounded up
         return replace(
             other,
             codewords=codewords,
-            distortion=one.distortion + (other.distortion - one.distortion) * share,
+            distortion=one.distortion + (other.distortion - one.distortion) * (part / gap),
+            code_bytes=code_bytes,
             codebook_bytes=codebook_bytes(codewords, self.table.dim, one.dtype),
         )
+
+    def _nbytes_at(self, same: list[Point], codewords: int) -> int:
+        return self._at(same, codewords).nbytes
+
+    def _in_levels(self, one: Point) -> bool:
+        return one.code_bytes < packed_size(self.table.n_rows, one.codewords)
 
 
 def _gain(one: Point, other: Point) -> float:
@@ -254,6 +285,7 @@ class Allocation:
         self._less = LESS_AFTER_EXCESS
         self._rounds = 0
         self._kept: tuple[int, dict[str, Point]] | None = None
+        self._all_tried = False
         self._last = False
         self.chosen = self._choose()
 
@@ -261,14 +293,16 @@ class Allocation:
         least = min(_least_bytes(self.curves), self._budget)
         return choose(self.curves, max(int(self._budget * self._aim), least))
 
-    def settled(self, found: Mapping[str, int]) -> bool:
-        """Return whether the bytes found of each field will do; if not, choose anew.
+    def settled(self, found: Mapping[str, Sequence[int]]) -> bool:
+        """Return whether what was found of each field will do; if not, choose anew.
 
-        Where most of a budget stays free though nothing more can be had for it, that will do too,
-        and so will the best of some rounds. Every field's least is met exactly, so an end is
+        Given are its number of codewords, that of its rows if they are kept, and its counted bytes.
+
+        Where most of a budget stays free though nothing more can be had for all of it, that will do
+        too, and so will the best of some rounds. Every field's least is met exactly, so an end is
         reached however wrong the estimates are.
         """
-        used = sum(found.values())
+        used = sum(nbytes for _, nbytes in found.values())
         fits = used <= self._budget
         self._correct(found)
         if fits and (self._last or used >= LEAST_USED * self._budget):
@@ -282,11 +316,23 @@ class Allocation:
         self._aim = self._next_aim()
         self._rounds += 1
         before, self.chosen = self.chosen, self._choose()
-        nothing_new = fits and _sizes(before) == _sizes(self.chosen)
+        if fits and not self._spares(before) and not self._all_tried:
+            self._aim, self._all_tried = 1.0, True
+            self.chosen = self._choose()
+        nothing_new = fits and not self._spares(before)
         if self._kept is not None and (nothing_new or self._rounds >= MOST_ROUNDS):
             self._last = True
             self.chosen = self._kept[1]
         return fits and _sizes(before) == _sizes(self.chosen)
+
+    def _spares(self, before: Mapping[str, Point]) -> bool:
+        """Return whether the choice promises less distortion than one before."""
+        return self._distortion(self.chosen) < self._distortion(before)
+
+    def _distortion(self, chosen: Mapping[str, Point]) -> float:
+        return math.fsum(
+            self.curves[name].sensitivity * point.distortion for name, point in chosen.items()
+        )
 
     def _next_aim(self) -> float:
         """Return a share of the budget between what was enough and what was too much, if both were.
@@ -300,17 +346,25 @@ class Allocation:
         less, self._less = self._less, 2 * self._less
         return self._too_much - less
 
-    def _correct(self, found: Mapping[str, int]) -> None:
-        """Correct the estimates by the bytes that codes were found to take."""
+    def _correct(self, found: Mapping[str, Sequence[int]]) -> None:
+        """Correct the estimates by the codewords and bytes that were found.
+
+        Where a sample had fewer distinct rows than codewords were asked, nothing is learnt of the
+        codes of other numbers.
+        """
         for name, point in self.chosen.items():
-            codes = found[name] - point.codebook_bytes
-            if point.dtype != "whole" and point.code_bytes > 0 and codes > 0:
-                curve = self.curves[name]
-                self.curves[name] = replace(
-                    curve,
-                    code_share=curve.code_share * codes / point.code_bytes,
-                    known=(*curve.known, replace(point, code_bytes=codes)),
-                )
+            if point.dtype == "whole":
+                continue
+            curve = self.curves[name]
+            codewords, nbytes = found[name]
+            codebook = codebook_bytes(codewords, curve.table.dim, point.dtype)
+            codes = nbytes - codebook
+            measured = curve.measured_code_bytes(point.codewords, point.dtype)
+            share = curve.code_share
+            if codewords == point.codewords and min(codes, measured) > 0:
+                share = codes / measured
+            as_found = replace(point, codebook_bytes=codebook, code_bytes=codes)
+            self.curves[name] = replace(curve, code_share=share, known=(*curve.known, as_found))
 
 
 def _least_bytes(curves: Mapping[str, FieldCurve]) -> int:
