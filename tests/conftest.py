@@ -22,6 +22,21 @@ _SEED = pytest.StashKey[int]()
 # copies and sums.
 EMULATED = {"emulated": 0, **{f"emulated-{seed}": seed for seed in (1, 2, 3, 5)}}
 
+# Files of minutes, the longest first. They are begun before the others, whose order is random, so
+# that no process is left alone with one of them at the end.
+LONG = (
+    "test_numba_cuda.py",
+    "test_cuda_kernels.py",
+    "test_bench.py",
+    "test_compression.py",
+    "test_checkpoint.py",
+    "test_emulation.py",
+    "test_cuda.py",
+    "test_ctr_example.py",
+    "test_on_device.py",
+    "test_rules.py",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -37,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def _kernel_cache() -> str:
+def kernel_cache() -> str:
     """Return a cache folder for these sources alone.
 
     Numba looks only at the file of the function it kept, not at what that inlines from others:
@@ -57,7 +72,7 @@ def _backends(config: pytest.Config) -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ["NUMBA_CACHE_DIR"] = _kernel_cache()
+    os.environ["NUMBA_CACHE_DIR"] = kernel_cache()
     # Here and not in a fixture: a run that was asked for a backend must not pass without it.
     from saec_gpu.backends.protocol import known_backends
 
@@ -67,7 +82,13 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--backends names {name!r}; known are: {', '.join(known)}")
 
 
+def _place(item: pytest.Item) -> int:
+    return LONG.index(item.path.name) if item.path.name in LONG else len(LONG)
+
+
+@pytest.hookimpl(trylast=True)  # after the shuffling of pytest-randomly
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_place)
     if not config.getoption("--full"):
         chosen = [item for item in items if item.get_closest_marker("full") is None]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])

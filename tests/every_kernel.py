@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, help="folder of the kernels, if not the project's")
     parser.add_argument("--dims", default=",".join(map(str, DIMS)), help="which dims")
     parser.add_argument(
+        "--few", action="store_true", help="each dtype with one kind of weights, not with each"
+    )
+    parser.add_argument(
         "--accesses",
         action="store_true",
         help="print what memory takes for the accesses of each line; with --sanitize racecheck",
@@ -57,6 +60,8 @@ def main() -> None:
     launches: Counter[str] = Counter()
     for one, dtype in enumerate(DTYPES):
         for other, weighting in enumerate(WEIGHTS):
+            if args.few and one != other:
+                continue
             limits = replace(LIMITS, shared_bytes=SHARED_BYTES[(one + other) % 3])
             device = CountingDevice(launches, limits, seed=args.seed, library=library)
             fields = make_fields(map(int, args.dims.split(",")), dtype, weighting, rng)

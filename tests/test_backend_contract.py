@@ -389,7 +389,8 @@ class TestBackend:
     def test_threads_change_nothing(self, backend_name: str, rng: np.random.Generator) -> None:
         # RELIABILITY 39
         fields = RaggedFields(rng)
-        n = 3 * TILE_ROWS + 7
+        short = chunk_of_pieces(fields.pieces)
+        n = 2 * TILE_ROWS + 7  # a tile for each of three threads
         rows, weights = rows_of("heavy", rng, n, 3), weights_of("wide", rng, n)
         ours, _ = fixed_points(rows, weights)
         fields.pieces.append(Piece("long", rows, weights))
@@ -397,10 +398,10 @@ class TestBackend:
         chunk = chunk_of_pieces(fields.pieces)
         one, *others = (opened(backend_name, threads=threads) for threads in (1, 2, 3))
         codes = assign(one, chunk, fields.codebooks)
-        sums = accumulated(one, [chunk] * 2, fields.codebooks)
+        sums = accumulated(one, [chunk, short], fields.codebooks)
         for other in others:
             assert assign(other, chunk, fields.codebooks) == codes
-            assert accumulated(other, [chunk] * 2, fields.codebooks) == sums
+            assert accumulated(other, [chunk, short], fields.codebooks) == sums
 
     def test_no_threads_are_an_error(self, backend_name: str) -> None:
         with pytest.raises(ParamError, match="threads=0 was given; give 1 or more"):

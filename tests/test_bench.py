@@ -519,11 +519,11 @@ def test_selection_record() -> None:
 def test_codes_are_measured(
     tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = rng.standard_normal((3000, 4)) * np.exp(2 * rng.standard_normal((3000, 1)))
+    rows = rng.standard_normal((1000, 4)) * np.exp(2 * rng.standard_normal((1000, 1)))
     save_file({"item": rows.astype(np.float32)}, tmp_path / "t.safetensors")
     arguments = (
-        "--table", tmp_path / "t.safetensors", "--ratio", 20, "--lookup-rows", 5000,
-        "--lookups", 100,
+        "--table", tmp_path / "t.safetensors", "--rows", 1000, "--ratio", 10,
+        "--lookup-rows", 5000, "--lookups", 100,
     )  # fmt: skip
     measure_codes([*map(str, arguments), "--repeats", "2", "--append", str(tmp_path / "r.jsonl")])
     records = read_records([tmp_path / "r.jsonl"])

@@ -231,12 +231,12 @@ def test_checkpoint_says_what_it_holds(folder: Path) -> None:
 
 # Under a budget: curves, then rounds of clustering.
 
-BUDGET: dict[str, Any] = {"codewords": None, "budget": "4kB", "max_iter": 3}
+BUDGET: dict[str, Any] = {"codewords": None, "budget": "2.1kB", "max_iter": 3}
 
 
 @pytest.fixture
 def small_folder(tmp_path: Path) -> Path:
-    make_tables(tmp_path, smaller=8)
+    make_tables(tmp_path, smaller=16)
     return tmp_path
 
 
@@ -271,7 +271,7 @@ def test_budget_interrupted_between_any_two_reports_continues_to_the_same_bytes(
     assert artifact_bytes(undisturbed.path) == expected
     stages = [one.stage for one in reports]
     assert stages.count("curves") > 1
-    for stop_at in range(1, len(reports) + 1, 5):
+    for stop_at in range(1, len(reports) + 1, 4):
         place, out = small_folder / f"stopped-{stop_at}", small_folder / f"stopped-{stop_at}.saec"
         with pytest.raises(KeyboardInterrupt):
             compress(

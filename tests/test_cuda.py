@@ -172,15 +172,15 @@ def test_rows_of_every_dtype_come_to_the_cpu_s_artifact(
     # RELIABILITY 27, 29, 30
     rng = np.random.default_rng(seed)
     shapes = {
-        "a": ("float16", 20_000, 17), "b": ("float32", 1000, 5), "c": ("bfloat16", 60_000, 6),
+        "a": ("float16", 9000, 17), "b": ("float32", 1000, 5), "c": ("bfloat16", 50_000, 6),
         "d": ("float64", 600, 20), "e": ("float16", 700, 33), "f": ("bfloat16", 90, 40),
     }  # fmt: skip
     tables = {
         name: as_table(dtype, rng.standard_normal((n_rows, dim)))
         for name, (dtype, n_rows, dim) in shapes.items()
     }
-    weights = {"a": weights_of("sparse", rng, 20_000), "e": weights_of("wide", rng, 700)}
-    common: dict[str, Any] = {"weights": weights, "codewords": 20, "max_iter": 4}
+    weights = {"a": weights_of("sparse", rng, 9000), "e": weights_of("wide", rng, 700)}
+    common: dict[str, Any] = {"weights": weights, "codewords": 20, "max_iter": 3}
     plain = compress(tables, out=tmp_path / "cpu.saec", backend="cpu", **common)
     device = WatchedDevice(seed=seed)
     backend = CudaBackend(device)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from conftest import LONG
+
 MARKERS = "allowed_skip(reason): may be skipped\n  full: long"
 
 
@@ -84,6 +86,16 @@ def test_what_is_marked_full_runs_when_asked(tmp_path: Path) -> None:
     tests = {"one": "@pytest.mark.full\ndef test_a(): pass\ndef test_b(): pass"}
     assert "1 passed, 1 deselected" in run_pytest(tmp_path, tests).stdout
     assert "2 passed" in run_pytest(tmp_path, tests, "--full").stdout
+
+
+def test_long_files_come_first(tmp_path: Path) -> None:
+    assert all(Path(__file__).with_name(name).is_file() for name in LONG)
+    tests = {name[len("test_") : -len(".py")]: "def test_a(): pass" for name in LONG[:2]}
+    tests |= {f"short_{number}": "def test_a(): pass" for number in range(9)}
+    result = run_pytest(tmp_path, tests, "-v", "-n0")
+    run = re.findall(r"(test_\w+\.py)::test_a PASSED", result.stdout)
+    assert run[:2] == [*LONG[:2]]
+    assert len(run) == 11
 
 
 def test_failure_prints_the_seed(tmp_path: Path) -> None:

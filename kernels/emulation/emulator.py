@@ -125,18 +125,28 @@ def build(sanitize: str = "", bug: str = "", sources: Path = _KERNELS) -> Path:
     EmulationError
         CMake or a C++ compiler is missing, or the kernels do not compile.
     """
+    return _kept(
+        [*sorted(sources.glob("*.cu*")), *sorted(_KERNELS.glob("*.cuh")), *_own_files()],
+        sanitize,
+        bug,
+        "-D",
+        f"SAEC_SOURCES={sources.resolve()}",
+        "-D",
+        f"SAEC_RUNTIME={build_runtime(sanitize)}",
+    )
+
+
+def build_runtime(sanitize: str = "") -> Path:
+    """Return the folder of the emulator itself, which all builds of a mode share; builds if needed.
+
+    Raises
+    ------
+    EmulationError
+        The mode is unknown, or CMake or a C++ compiler is missing.
+    """
     if sanitize not in _PRELOADED:
         raise EmulationError(f"sanitize={sanitize!r} is unknown; known are {[*_PRELOADED]}")
-    target = Path(tempfile.gettempdir()) / f"saec-gpu-emulator-{_digest(sanitize, bug, sources)}"
-    if target in _failures:
-        raise EmulationError(_failures[target])
-    if not target.is_dir():
-        try:
-            _build(target, sanitize, bug, sources)
-        except EmulationError as failure:
-            _failures[target] = str(failure)
-            raise
-    return target
+    return _kept(_own_files(), sanitize)
 
 
 def preload(sanitize: str) -> str:
@@ -301,16 +311,33 @@ class Library:
             index += 1
 
 
-def _build(target: Path, sanitize: str, bug: str, sources: Path) -> None:
+def _own_files() -> list[Path]:
+    return [*sorted((_HERE / _RUNTIME).iterdir()), _HERE / "CMakeLists.txt"]
+
+
+def _kept(files: Sequence[Path], sanitize: str, bug: str = "", *options: str) -> Path:
+    """Return the folder of what is built of these files, now or before; options are CMake's."""
+    digest = _digest(files, sanitize, bug)
+    target = Path(tempfile.gettempdir()) / f"saec-gpu-emulator-{digest}"
+    if target in _failures:
+        raise EmulationError(_failures[target])
+    if not target.is_dir():
+        try:
+            _build(target, sanitize, bug, *options)
+        except EmulationError as failure:
+            _failures[target] = str(failure)
+            raise
+    return target
+
+
+def _build(target: Path, sanitize: str, bug: str, *options: str) -> None:
     cmake = _cmake()
     # Built aside and moved in one step: another process that builds the same finds all or nothing.
     with tempfile.TemporaryDirectory(prefix="saec-gpu-emulator-") as scratch:
-        options = [
-            *("-D", f"CMAKE_CXX_COMPILER={_compiler()}", "-D", f"SAEC_SOURCES={sources.resolve()}"),
-            *("-D", f"SAEC_SANITIZE={sanitize}", "-D", f"SAEC_BUG={bug}"),
-        ]
+        modes = ["-D", f"SAEC_SANITIZE={sanitize}", "-D", f"SAEC_BUG={bug}"]
+        compiler = ["-D", f"CMAKE_CXX_COMPILER={_compiler()}"]
         generator = ["-G", "Ninja"] if _program("ninja") else []
-        _run(cmake, "-S", str(_HERE), "-B", scratch, *generator, *options)
+        _run(cmake, "-S", str(_HERE), "-B", scratch, *generator, *compiler, *modes, *options)
         _run(cmake, "--build", scratch, "--parallel", str(os.cpu_count() or 1))
         libraries = Path(scratch) / "libraries"
         (libraries / _MODE_FILE).write_text(sanitize, encoding="utf-8")
@@ -321,17 +348,11 @@ def _build(target: Path, sanitize: str, bug: str, sources: Path) -> None:
                 raise
 
 
-def _digest(sanitize: str, bug: str, sources: Path) -> str:
+def _digest(files: Sequence[Path], sanitize: str, bug: str) -> str:
     compiler = _compiler()
     digest = hashlib.sha256(
         repr((sanitize, bug, compiler, _output(compiler, "--version"))).encode()
     )
-    files = [
-        *sorted(sources.glob("*.cu*")),
-        *sorted(_KERNELS.glob("*.cuh")),
-        *sorted((_HERE / _RUNTIME).iterdir()),
-        _HERE / "CMakeLists.txt",
-    ]
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:24]

@@ -9,8 +9,8 @@ atomics, and ALU instructions per pair of row and codeword; in its PTX, no contr
 no flushing to zero on the way to or from it, and the size of the parameters. Before that, the same
 checks must find what is planted in planted.py.
 
-By default every kernel is compiled for sm_80 and sm_90, and kernels in turn for the other
-architectures; --full compiles all of them for all, and so does --update, which writes the table.
+By default every kernel is compiled for sm_90, and kernels in turn for the other architectures;
+--full compiles all of them for all, and so does --update, which writes the table.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from saec_gpu.backends.kernel_sources import KernelSource, kernels_of, sources_f
 
 BUDGET = Path(__file__).with_name("budget.json")
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
-ALWAYS = ("80", "90")  # the first with all that the kernels use, and the one that is tuned for
+ALWAYS = "90"  # the one that is tuned for
 PROCESSES = 2
 
 
@@ -113,7 +113,7 @@ def outcome(job: Job) -> Outcome:
 def jobs(
     kernels: Sequence[KernelSource], folder: Path, budget: Budget, full: bool
 ) -> Iterator[Job]:
-    """Yield what to compile: all for the architectures of ALWAYS, for others in turn or --full."""
+    """Yield what to compile: all for the architecture ALWAYS, for others in turn or --full."""
     by_file: dict[str, list[KernelSource]] = {}
     for kernel in kernels:
         by_file.setdefault(kernel.file, []).append(kernel)
@@ -121,7 +121,7 @@ def jobs(
         # a file that needs features of one architecture alone says so in its header
         own = "sm_90a" in (folder / file).read_text(encoding="utf-8").split("#", 1)[0]
         architectures = ("90a",) if own else ARCHITECTURES
-        others = [a for a in architectures if a not in ALWAYS]
+        others = [a for a in architectures if a != ALWAYS]
         for architecture in architectures:
             chosen = sisters
             if not full and architecture in others and len(others) > 1:
