@@ -169,13 +169,15 @@ def update(
             help="A row keeps its code while its squared distance is at most 1 + this times the "
             "least one.",
         ),
-    ] = 0.3,
+    ] = 0.25,
     checkpoint: Checkpoint = None,
     overwrite: Overwrite = False,
     memory: Memory = None,
     threads: Threads = None,
     backend: Backend = "auto",
-    max_iter: MaxIter = 2,
+    max_iter: Annotated[
+        int, typer.Option(min=0, help="Most passes of Lloyd's iterations after the codewords moved.")
+    ] = 0,
     tol: Tolerance = 1e-4,
     chunk_rows: ChunkRows = None,
     as_json: Json = False,
