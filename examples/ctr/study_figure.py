@@ -30,6 +30,9 @@ LABELS = {
     "int": "rows in 8, 4, 2 bits",
 }
 PANEL_INCHES = (4.2, 3.6)
+MOST_COLUMNS = 2  # of panels
+LEGEND_COLUMNS = 3
+RATIO_TICKS = (3, 10, 30, 100)
 LINEAR_TO = 1e-3  # of AUC; differences beyond are shown on a logarithmic axis
 BEYOND = 1.5  # factor from the greatest loss to the end of the axis
 
@@ -70,28 +73,37 @@ def draw(records: Iterable[Mapping[str, Any]], out: Path) -> None:
     if not studies:
         raise ValueError("there is no record of a study; make one with `study --append`")
     width, height = PANEL_INCHES
+    n_columns = min(len(studies), MOST_COLUMNS)
+    n_lines = -(-len(studies) // n_columns)
     with matplotlib.rc_context({"svg.hashsalt": "saec_gpu", "font.size": 9}):
-        figure = Figure((width * len(studies), height), layout="constrained")
-        for axes, (studied, record) in zip(
-            figure.subplots(1, len(studies), squeeze=False)[0], studies.items(), strict=True
-        ):
+        figure = Figure((width * n_columns, height * n_lines), layout="constrained")
+        panels = figure.subplots(n_lines, n_columns, squeeze=False).ravel()
+        shown = {}
+        for axes, (studied, record) in zip(panels, studies.items(), strict=False):
             worst = LINEAR_TO
             for arm, points in series(record).items():
                 losses = [-point["auc_difference"] for point in points]
                 worst = max(worst, *losses)
-                axes.errorbar(
+                shown[LABELS.get(arm, arm)] = axes.errorbar(
                     [point["ratio"] for point in points], losses,
-                    [point["auc_difference_spread"] for point in points],
-                    label=LABELS.get(arm, arm), color=COLOURS[arm],
+                    [point["auc_difference_spread"] for point in points], color=COLOURS[arm],
                     marker="o", markersize=3, linewidth=1.2, capsize=2,
                 )  # fmt: skip
-            axes.set_title(f"{studied}: AUC {record['arms']['full']['auc']:.4f} with full tables")
+            full = record["arms"]["full"]["auc"]
+            axes.set_title(f"{studied}\nAUC {full:.4f} with full tables")
             axes.set_xscale("log")
+            axes.set_xticks(RATIO_TICKS, [str(ratio) for ratio in RATIO_TICKS])
+            axes.minorticks_off()
             axes.set_yscale("symlog", linthresh=LINEAR_TO)
             axes.set_ylim(-LINEAR_TO, worst * BEYOND)
             axes.set_xlabel("times smaller, counted bytes")
             axes.set_ylabel("AUC lost")
-            axes.legend(frameon=False)
             axes.grid(color="#dddddd", linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
+        for axes in panels[len(studies) :]:
+            axes.set_axis_off()
+        figure.legend(
+            shown.values(), shown.keys(), loc="outside lower center", ncols=LEGEND_COLUMNS,
+            frameon=False,
+        )  # fmt: skip
         figure.savefig(out, format="svg", metadata={"Date": None})
