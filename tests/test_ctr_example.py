@@ -16,7 +16,14 @@ from safetensors.numpy import load_file
 
 import saec_gpu as saec
 from examples.ctr.__main__ import main
-from examples.ctr.arms import decoded, hashed, in_few_bits, most_frequent, table_bytes
+from examples.ctr.arms import (
+    decoded,
+    in_few_bits,
+    in_random_codes,
+    means_of_codes,
+    most_frequent,
+    table_bytes,
+)
 from examples.ctr.data import (
     CRITEO_FIELDS,
     ClickData,
@@ -26,12 +33,13 @@ from examples.ctr.data import (
     load_npz,
     lookup_counts,
 )
-from examples.ctr.loss_metric import compress_in_metric, loss_metrics
+from examples.ctr.loss_metric import Errors, compress_in_metric, loss_metrics
 from examples.ctr.metrics import auc, by_frequency, log_loss
 from examples.ctr.model import DIM, DeepFM, grow, tables
 from examples.ctr.product_codes import in_product_codes, shared_out
+from examples.ctr.small_models import QuotientRemainder, hashed, quotient_remainder
 from examples.ctr.stream import click_hours, known
-from examples.ctr.study import differences
+from examples.ctr.study import DIMS, FURTHER_ARMS, differences
 from examples.ctr.study_figure import series
 from examples.ctr.training import (
     Training,
@@ -330,6 +338,47 @@ def test_hashing_keeps_small_fields_and_its_bytes() -> None:
         hashed(data, 68 * 2)
 
 
+def test_rows_of_quotients_and_remainders_add_up() -> None:
+    ids = np.zeros((2, 3), np.int32)
+    clicks = Clicks(ids, np.zeros(2, np.float32))
+    data = ClickData({"a": 4, "b": 100, "c": 37}, clicks, clicks, clicks)
+    # field a stays; by 10 and by 7 the tables of b and c are smallest: 10 + 10 and 7 + 6 rows
+    assert table_bytes(quotient_remainder(data, 68)) == 68 * (4 + 20 + 13)
+    # by 24, 25 and 25 remainders: 24 + 5 and 24 + 2, 25 + 4 and 25 + 2 rows
+    assert table_bytes(quotient_remainder(data, 68 * 59)) == 68 * (4 + 29 + 26)
+    model = quotient_remainder(data, 68 * 60)
+    assert table_bytes(model) == 68 * (4 + 29 + 27)
+    b = model.embedding["b"]
+    assert isinstance(b, QuotientRemainder)
+    rows = b.quotients.weight[[0, 3, 3]] + b.remainders.weight[[24, 0, 24]]
+    assert torch.equal(b(torch.tensor([24, 75, 99])), rows)
+    assert sum(len(weight) for weight, _ in rows_of_weights(model)) == 60
+
+
+def test_random_codes_are_shuffled_and_their_codewords_means(tmp_path: Path) -> None:
+    data = tiny_data()
+    model = random_model(data)
+    artifact = saec.compress(tables(model), codewords=4, out=tmp_path / "a.saec")
+    small = in_random_codes(model, data, artifact, 0)
+    for (name, rows), seen, table in zip(
+        tables(model).items(), data.counts().values(), small.embedding.values(), strict=True
+    ):
+        assert isinstance(table, CompressedEmbedding)
+        codes = table.codes_of(torch.arange(len(rows))).numpy()
+        assert (codes != artifact[name].codes).any()
+        np.testing.assert_array_equal(np.bincount(codes), np.bincount(artifact[name].codes))
+        np.testing.assert_array_equal(
+            table.codebook.detach().numpy(), means_of_codes(rows, seen, codes, 4)
+        )
+
+
+def test_means_of_codes_by_hand() -> None:
+    rows = np.array([[1, 10], [4, 40], [2, 20], [6, 60]], np.float32)
+    seen = np.array([1, 2, 0, 0], np.float32)
+    means = means_of_codes(rows, seen, np.array([0, 0, 2, 2]), 4)
+    np.testing.assert_array_equal(means, np.array([[3, 30], [0, 0], [4, 40], [0, 0]], np.float32))
+
+
 def test_most_frequent_rows_stay_and_the_others_share_their_mean() -> None:
     ids = np.array([[0, 0], [0, 0], [0, 0], [1, 0], [1, 1], [2, 3]], np.int32)
     clicks = Clicks(ids, np.zeros(6, np.float32))
@@ -423,10 +472,11 @@ def test_axes_are_shared_out_by_their_variances() -> None:
     assert shared_out(np.array([0.0, -1e-20, 0.0]), 2) == [[0, 2], [1]]
 
 
-def test_product_codes_keep_rows_where_bytes_are_plenty(tmp_path: Path) -> None:
+@pytest.mark.parametrize("errors", ["rows", "metric"])
+def test_product_codes_keep_rows_where_bytes_are_plenty(tmp_path: Path, errors: Errors) -> None:
     data = tiny_data()
     model = random_model(data)
-    changed, n_bytes = in_product_codes(model, data, 2, 0.5, tmp_path / "a.saec")
+    changed, n_bytes = in_product_codes(model, data, 2, 0.5, tmp_path / "a.saec", errors)
     assert n_bytes <= 2 * table_bytes(model)
     for (name, rows), seen in zip(tables(changed).items(), data.counts().values(), strict=True):
         # there and back through the root of a metric whose least share is 1e-4
@@ -481,7 +531,15 @@ def test_commands_from_training_to_comparison(
     main(["retrain", "--run", str(run), "--epochs", "1"])
     main(["evaluate", "--run", str(run), "--hashing"])
     arms = read(run / "evaluate.json")["arms"]
-    assert list(arms) == ["full", "int8 rows", "int4 rows", "post", "retrained", "hashing"]
+    assert list(arms) == [
+        "full",
+        "int8 rows",
+        "int4 rows",
+        "int2 rows",
+        "post",
+        "retrained",
+        "hashing",
+    ]
     assert arms["full"]["test"] == noted["test"]
     assert arms["retrained"]["test"] == read(run / "retrain.json")["test"]
     assert arms["retrained"]["valid"]["auc"] >= arms["post"]["valid"]["auc"]
@@ -496,30 +554,41 @@ def test_commands_from_training_to_comparison(
         ["compare", str(run / "evaluate.json"), str(elsewhere), "--json", str(tmp_path / "c.json")]
     )
     compared = read(tmp_path / "c.json")
-    assert list(compared) == ["full", "int8 rows", "int4 rows", "post"]
+    assert list(compared) == ["full", "int8 rows", "int4 rows", "int2 rows", "post"]
     lost = arms["post"]["test"]["auc"] - arms["full"]["test"]["auc"]
     assert compared["post"]["auc_difference"] == pytest.approx(lost)
     assert compared["post"]["auc_difference_spread"] == 0
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 5
     # a new artifact does not go with the codewords that were trained for the old one
     main(["compress", "--run", str(run), "--codewords", "0.5"])
     main(["evaluate", "--run", str(run)])
     assert "retrained" not in read(run / "evaluate.json")["arms"]
 
 
-def test_study_of_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_study_of_two_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
+) -> None:
+    # a field whose coreset, 64 rows a codeword, is smaller; few clicks and rows, for speed
+    vocabularies = [6000, 400]
+    data = write_npz(
+        tmp_path / "clicks.npz", X=rng.integers(0, vocabularies, (600, 2)), vocab=vocabularies,
+        y=np.arange(600) % 2, split=np.repeat([0, 1, 2], 200),
+    )  # fmt: skip
     runs = [str(tmp_path / f"run-{seed}") for seed in (0, 1)]
     for seed, run in enumerate(runs):
-        main(["train", "--run", run, "--seed", str(seed), "--epochs", "1", *TINY])
+        main(["train", "--run", run, "--seed", str(seed), "--epochs", "1", "--data", str(data)])
     out = tmp_path / "records.jsonl"
     main(
-        ["study", *runs, "--ratios", "20", "--retrain-rates", "3e-4", "--retrain-epochs", "1",
-         "--errors", "metric", "--parts", "2", "--hashing", "--append", str(out)]
+        ["study", *runs, "--ratios", "70", "--retrain-rates", "3e-4", "--retrain-epochs", "1",
+         "--errors", "metric", "--parts", "2", "--also", ",".join(FURTHER_ARMS),
+         "--append", str(out)]
     )  # fmt: skip
     printed = capsys.readouterr().out.splitlines()
     (record,) = read_records([out])
-    at_20 = [f"{arm} 20x" for arm in ("post", "retrained", "product", "most frequent", "hashing")]
-    arms = ["full", "int8 rows", "int4 rows", *at_20]
+    codes = ["post", "coreset", "retrained", "random codes", "product"]
+    at_70 = [f"{arm} 70x" for arm in [*codes, "most frequent", "hashing"]]
+    of_no_ratio = ["full", "int8 rows", "int4 rows", "int2 rows", *(f"dim {dim}" for dim in DIMS)]
+    arms = [*of_no_ratio, *at_70, "quotient-remainder 70x"]
     assert list(record["arms"]) == arms
     assert [list(run) for run in record["runs"]] == [arms] * 2
     assert record["seeds"] == [0, 1]
@@ -528,17 +597,25 @@ def test_study_of_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for run, arms_of_run in zip(runs, record["runs"], strict=True):
         full = arms_of_run["full"]
         assert full["test"] == read(Path(run) / "train.json")["test"]
-        assert all(full["bytes"] / arms_of_run[name]["bytes"] >= 20 for name in at_20)
-        assert arms_of_run["retrained 20x"]["bytes"] == arms_of_run["post 20x"]["bytes"]
-        assert arms_of_run["retrained 20x"]["learning_rate"] == 3e-4
-    main(["compress", "--run", runs[1], "--ratio", "20", "--errors", "metric"])
+        assert all(full["bytes"] / arms_of_run[name]["bytes"] >= 70 for name in at_70)
+        assert arms_of_run["retrained 70x"]["bytes"] == arms_of_run["post 70x"]["bytes"]
+        assert arms_of_run["random codes 70x"]["bytes"] == arms_of_run["post 70x"]["bytes"]
+        assert arms_of_run["retrained 70x"]["learning_rate"] == 3e-4
+        assert [full["bytes"] / arms_of_run[f"dim {dim}"]["bytes"] for dim in DIMS] == [3.4, 8.5]
+        assert (
+            arms_of_run["coreset 70x"]["clustered_rows"]
+            < arms_of_run["post 70x"]["clustered_rows"]
+            == record["rows"]
+        )
+    main(["compress", "--run", runs[1], "--ratio", "70", "--errors", "metric"])
     main(["evaluate", "--run", runs[1]])
     alone = read(Path(runs[1]) / "evaluate.json")["arms"]["post"]
     del alone["test_deciles"]
-    seconds = record["runs"][1]["post 20x"]["seconds"]
-    assert record["runs"][1]["post 20x"] == alone | {"seconds": seconds}
-    lost = [run["post 20x"]["test"]["auc"] - run["full"]["test"]["auc"] for run in record["runs"]]
-    assert record["arms"]["post 20x"]["auc_difference"] == pytest.approx(np.mean(lost))
+    post = record["runs"][1]["post 70x"]
+    clustering = {key: post[key] for key in ("seconds", "clustered_rows")}
+    assert post == alone | clustering
+    lost = [run["post 70x"]["test"]["auc"] - run["full"]["test"]["auc"] for run in record["runs"]]
+    assert record["arms"]["post 70x"]["auc_difference"] == pytest.approx(np.mean(lost))
     capsys.readouterr()
     pictures = [tmp_path / name for name in ("once.svg", "again.svg")]
     for picture in pictures:
@@ -549,12 +626,11 @@ def test_study_of_two_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_series_of_a_figure_go_from_small_to_large() -> None:
-    names = ["full", "int8 rows", "post 50x", "post 9x", "most frequent 9x"]
-    record = {"arms": {name: {"ratio": i} for i, name in enumerate(names)}}
+    ratios = {"full": 1, "int8 rows": 3, "int4 rows": 5, "post 50x": 50, "post 9x": 9}
+    record = {"arms": {name: {"ratio": ratio} for name, ratio in ratios.items()}}
     assert series(record) == {
-        "int8 rows": [{"ratio": 1}],
-        "post": [{"ratio": 2}, {"ratio": 3}],
-        "most frequent": [{"ratio": 4}],
+        "post": [{"ratio": 9}, {"ratio": 50}],
+        "int": [{"ratio": 3}, {"ratio": 5}],
     }
 
 

@@ -22,6 +22,7 @@ from saec_gpu.errors import SaecError
 from . import commands
 from .runs import ARTIFACT
 from .stream import CLICKS_AN_HOUR
+from .study import FURTHER_ARMS
 from .training import Training
 
 RETRAIN_RATE = 3e-4  # of codewords and dense layers; 1e-3 loses more than retraining gains
@@ -137,7 +138,9 @@ def _of_study(added: argparse.ArgumentParser) -> None:
         help="of which validation chooses; '' retrains nothing",
     )  # fmt: skip
     added.add_argument("--retrain-epochs", type=int, default=10, help="at most")
-    added.add_argument("--hashing", action="store_true", help="also train tables of hashed values")
+    added.add_argument(
+        "--also", type=further_arms, default=[], help=f"more arms: {','.join(FURTHER_ARMS)}"
+    )
     added.add_argument("--parts", type=int, default=1, help="codes a row of an arm of its own")
     _how_to_compress(added)
     added.add_argument("--append", type=Path, help="append the record to this file")
@@ -146,6 +149,20 @@ def _of_study(added: argparse.ArgumentParser) -> None:
 def numbers(text: str) -> list[float]:
     """Return the numbers that commas separate."""
     return [float(number) for number in text.split(",")] if text else []
+
+
+def further_arms(text: str) -> list[str]:
+    """Return the names of arms that commas separate.
+
+    Raises
+    ------
+    ArgumentTypeError
+        There is no such arm.
+    """
+    found = text.split(",")
+    if unknown := sorted(set(found) - set(FURTHER_ARMS)):
+        raise argparse.ArgumentTypeError(f"there is no {unknown}; give some of {FURTHER_ARMS}")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

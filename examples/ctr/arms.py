@@ -1,13 +1,16 @@
-"""The arms of the comparison: compressed tables, rows in few bits, fewer rows by hashing."""
+"""The arms made of a trained model: compressed tables, few bits, fewer rows, random codes."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from saec_gpu.artifact import Artifact
+from saec_gpu.nn import CompressedEmbedding, compress_module
 
 from .data import ClickData, Clicks
 from .metrics import by_frequency
@@ -16,12 +19,12 @@ from .training import measure, predict
 
 ROW_BYTES = 4 * COLUMNS  # float32
 SCALE_BYTES = 4  # a float32 a row
-HASH_FACTOR = 2_654_435_761  # an odd number near 2³² / golden ratio; Knuth, TAOCP 3, section 6.4
+LEAST_WEIGHT = 1e-6  # of a row never seen, beside 1 of a row seen once
 
 
 def table_bytes(model: DeepFM) -> int:
-    """Return the bytes of the model's full tables."""
-    return sum(rows.nbytes for rows in tables(model).values())
+    """Return the bytes of the tables that a model was trained with."""
+    return sum(weight.nbytes for weight in model.embedding.parameters())
 
 
 def decoded(model: DeepFM, artifact: Artifact) -> DeepFM:
@@ -97,37 +100,38 @@ def most_frequent(model: DeepFM, data: ClickData, n_bytes: int) -> tuple[DeepFM,
     return with_tables(model, changed), (min(n_kept, len(kept)) + len(counts)) * ROW_BYTES
 
 
-def hashed(data: ClickData, n_bytes: int) -> ClickData:
-    """Return the clicks with values hashed to fewer rows, whose tables take at most n_bytes.
+def in_random_codes(model: DeepFM, data: ClickData, artifact: Artifact, seed: int) -> DeepFM:
+    """Return the model with an artifact's codes shuffled among the rows of each field.
 
-    Fields of up to a certain number of rows are left whole, all larger ones get that number of
-    rows: the largest for which the bytes suffice. Their values then share rows.
-
-    Raises
-    ------
-    ValueError
-        The bytes do not suffice for one row a field.
+    What takes as many bytes as the artifact, and knows nothing of the rows. A codeword is the mean
+    of its rows, by how often each is looked up in training; it is kept in float32, in whatever
+    dtype the artifact stores and counts it.
     """
-    sizes = np.array(list(data.vocabularies.values()))
-    affordable = n_bytes // ROW_BYTES
-    if affordable < len(sizes):
-        raise ValueError(f"{n_bytes} bytes are less than a row for each of {len(sizes)} fields")
-    low, high = 1, int(sizes.max()) + 1  # low fits, high need not be tried
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = int(np.minimum(sizes, middle).sum()) <= affordable
-        low, high = (middle, high) if fits else (low, middle)
-    buckets = np.minimum(sizes, low)
+    random = np.random.default_rng(seed)
+    small = compress_module(copy.deepcopy(model), artifact)
+    for (name, rows), (field, seen) in zip(
+        tables(model).items(), data.counts().items(), strict=True
+    ):
+        whole = artifact[name].encoding == "identity"
+        if not whole:
+            codes = random.permutation(artifact[name].codes)
+            codebook = means_of_codes(rows, seen, codes, artifact[name].n_codewords)
+            small.embedding[field] = CompressedEmbedding(torch.from_numpy(codebook), codes)
+    return small
 
-    def rows_of(clicks: Clicks) -> Clicks:
-        mixed = (clicks.ids.astype(np.uint64) * np.uint64(HASH_FACTOR)) % np.uint64(2**32)
-        shared = (mixed % buckets.astype(np.uint64)).astype(np.int32)
-        return Clicks(np.where(buckets < sizes, shared, clicks.ids), clicks.labels)
 
-    return ClickData(
-        {field: int(rows) for field, rows in zip(data.vocabularies, buckets, strict=True)},
-        *(rows_of(part) for part in (data.train, data.valid, data.test)),
-    )
+def means_of_codes(
+    rows: NDArray[np.float32], seen: NDArray[np.float32], codes: NDArray[Any], n_codewords: int
+) -> NDArray[np.float32]:
+    """Return the weighted mean of the rows with each code, float32 (n_codewords, dim).
+
+    Rows never seen count so little that they decide only where all of a code are such; a code
+    without rows gets zeros.
+    """
+    weights = np.maximum(seen, LEAST_WEIGHT).astype(np.float64)
+    total = np.bincount(codes, weights, n_codewords)
+    sums = np.stack([np.bincount(codes, weights * column, n_codewords) for column in rows.T], 1)
+    return (sums / np.where(total > 0, total, 1)[:, None]).astype(np.float32)
 
 
 def mean_frequency(clicks: Clicks, counts: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ import saec_gpu as saec
 from saec_gpu.nn import compress_module
 
 from . import study_figure
-from .arms import decoded, hashed, judged, mean_frequency, rounded, table_bytes
+from .arms import decoded, judged, mean_frequency, rounded, table_bytes
 from .cycle import hours
 from .data import ClickData
 from .figures import draw
@@ -38,6 +38,7 @@ from .runs import (
     write_json,
     written_back,
 )
+from .small_models import hashed
 from .study import ROUNDED_BITS, Choices, compressed, differences, study
 from .training import Training, fit, measure
 
@@ -122,7 +123,7 @@ def retrain(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Measure all arms on validation and test clicks.
 
-    Full tables, rows in 8 and in 4 bits, and of what there is: the artifact with the dense layers
+    Full tables, rows in few bits, and of what there is: the artifact with the dense layers
     as they were, and retrained. Hashing to the artifact's bytes is trained from scratch.
     """
     model, data, noted = load_run(options.run)
@@ -182,9 +183,10 @@ def study_runs(options: argparse.Namespace) -> None:
         ratios=options.ratios,
         retrain_rates=options.retrain_rates,
         retrain_epochs=options.retrain_epochs,
-        hashing=options.hashing,
+        also=options.also,
         parts=options.parts,
-        compress={"codewords_dtype": options.codewords_dtype, "fast": options.fast},
+        fast=options.fast,
+        compress={"codewords_dtype": options.codewords_dtype},
         errors=options.errors,
     )
     noted = [read_json(run / TRAIN) for run in options.runs]
@@ -230,11 +232,11 @@ def study_runs(options: argparse.Namespace) -> None:
 
 
 def draw_studies(options: argparse.Namespace) -> None:
-    """Draw the latest study of each data set: what is lost, against how much smaller tables are."""
+    """Draw the latest study of each data set and L2: what is lost, how much smaller tables are."""
     records = read_records(options.records)
     study_figure.draw(records, options.out)
-    for data, record in study_figure.latest(records).items():
-        print(f"{data}, seeds {record['seeds']}")
+    for studied, record in study_figure.latest(records).items():
+        print(f"{studied}, seeds {record['seeds']}")
         _print_differences(record["arms"])
 
 

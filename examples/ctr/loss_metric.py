@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,9 +17,25 @@ from saec_gpu.nn import CompressedEmbedding, compress_module
 from .data import ClickData, Clicks
 from .model import COLUMNS, DeepFM, table_name, tables
 from .runs import written_back
-from .training import PREDICT_ROWS
+from .training import PREDICT_ROWS, sensitivities
+
+Errors = Literal["rows", "sensitivity", "metric"]
 
 LEAST_SHARE = 1e-4  # of the mean eigenvalue, added to all: a metric that ignores nothing
+
+
+def metrics_of(model: DeepFM, clicks: Clicks, errors: Errors) -> dict[str, NDArray[np.float64]]:
+    """Return how errors of each table's rows count, as quadratic forms (COLUMNS, COLUMNS) by name.
+
+    "rows": squared errors, of all tables alike; "sensitivity": these times the table's sensitivity;
+    "metric": by what they change in the loss.
+    """
+    if errors == "metric":
+        return loss_metrics(model, clicks)
+    scales = dict.fromkeys(tables(model), 1.0)
+    if errors == "sensitivity":
+        scales = sensitivities(model, clicks)
+    return {name: scale * np.eye(COLUMNS) for name, scale in scales.items()}
 
 
 def loss_metrics(model: DeepFM, clicks: Clicks) -> dict[str, NDArray[np.float64]]:

@@ -27,17 +27,19 @@ class DeepFM(nn.Module):
     ----------
     vocabularies : mapping of field to number of rows
         In the order of the columns of `ids`.
+    dim : int
+        Of a value's vector. Only models that are trained in fewer bytes have another than `DIM`.
     """
 
-    def __init__(self, vocabularies: Mapping[str, int]) -> None:
+    def __init__(self, vocabularies: Mapping[str, int], dim: int = DIM) -> None:
         super().__init__()
         self.embedding = nn.ModuleDict(
-            {field: nn.Embedding(rows, COLUMNS) for field, rows in vocabularies.items()}
+            {field: nn.Embedding(rows, dim + 1) for field, rows in vocabularies.items()}
         )
         for table in full_tables(self).values():
             nn.init.normal_(table.weight, std=FIRST_SPREAD)
         layers: list[nn.Module] = []
-        n_inputs = len(vocabularies) * DIM
+        n_inputs = len(vocabularies) * dim
         for n_outputs in HIDDEN:
             layers += [nn.Linear(n_inputs, n_outputs), nn.ReLU()]
             n_inputs = n_outputs
@@ -59,12 +61,12 @@ class DeepFM(nn.Module):
         return self.logits(self.rows(ids))
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Return the rows that samples look up, float32 (n, n_fields, COLUMNS)."""
+        """Return the rows that samples look up, float32 (n, n_fields, dim + 1)."""
         return torch.stack([table(ids[:, i]) for i, table in enumerate(self.embedding.values())], 1)
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Return the logits of a click, float32 (n,), of rows (n, n_fields, COLUMNS)."""
-        vectors, weights = rows[..., :DIM], rows[..., DIM]
+        """Return the logits of a click, float32 (n,), of rows (n, n_fields, dim + 1)."""
+        vectors, weights = rows[..., :-1], rows[..., -1]
         # the sum of <v_f, v_g> over all pairs of fields, in one pass: (|Σ v|² − Σ |v|²) / 2
         pairs = (vectors.sum(1).square() - vectors.square().sum(1)).sum(1) / 2
         deep: Tensor = self.mlp(vectors.flatten(1)).squeeze(1)

@@ -12,18 +12,24 @@ import saec_gpu as saec
 
 from .arms import table_bytes
 from .data import ClickData
-from .loss_metric import loss_metrics, root
+from .loss_metric import Errors, metrics_of, root
 from .model import COLUMNS, DeepFM, table_name, tables, with_tables
 
 TURN_BYTES = 4 * COLUMNS**2  # float32, of the matrix that turns decoded rows back
 
 
 def in_product_codes(
-    model: DeepFM, data: ClickData, parts: int, ratio: float, out: Path, **asked: Any
+    model: DeepFM,
+    data: ClickData,
+    parts: int,
+    ratio: float,
+    out: Path,
+    errors: Errors,
+    **asked: Any,
 ) -> tuple[DeepFM, int]:
     """Return the model with tables of several codes a row, and the bytes of these.
 
-    Rows are taken to where errors count by the loss (`compress_in_metric`) and turned to their
+    Rows are taken to where errors count as asked (`compress_in_metric`) and turned to their
     principal axes. These are shared out so that the parts vary alike; each part is a field of the
     artifact, so one budget decides how many codewords each gets.
 
@@ -35,6 +41,8 @@ def in_product_codes(
         How many times smaller the tables shall be, counted bytes and turning matrices together.
     out : Path
         Where the artifact of the parts goes; what is there is replaced.
+    errors : {"rows", "sensitivity", "metric"}
+        What is made small, see `metrics_of`.
     **asked
         Further arguments of `compress`.
 
@@ -49,7 +57,7 @@ def in_product_codes(
     2014, doi 10.1109/TPAMI.2013.240: principal axes, each given to the part with the least product
     of variances among those with room.
     """
-    metrics = loss_metrics(model, data.train)
+    metrics = metrics_of(model, data.train, errors)
     counts = {table_name(field): seen for field, seen in data.counts().items()}
     turns, columns, fields, weights = {}, {}, {}, {}
     for name, rows in tables(model).items():

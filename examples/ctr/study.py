@@ -6,10 +6,11 @@ import copy
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +19,26 @@ import saec_gpu as saec
 from saec_gpu.artifact import Artifact
 from saec_gpu.nn import compress_module
 
-from .arms import decoded, hashed, judged, mean_frequency, most_frequent, rounded, table_bytes
+from .arms import (
+    decoded,
+    in_random_codes,
+    judged,
+    mean_frequency,
+    most_frequent,
+    rounded,
+    table_bytes,
+)
 from .data import ClickData
-from .loss_metric import compress_in_metric
+from .loss_metric import Errors, compress_in_metric
 from .model import DeepFM
 from .product_codes import in_product_codes
 from .runs import COUNTS, MODEL, load_run, written_back
+from .small_models import hashed, quotient_remainder
 from .training import Training, fit, sensitivities
 
-Errors = Literal["rows", "sensitivity", "metric"]
-ROUNDED_BITS = (8, 4)  # of the arms that round rows
+ROUNDED_BITS = (8, 4, 2)  # of the arms that round rows
+DIMS = (4, 1)  # of the arms with shorter vectors: 3.4 and 8.5 times fewer bytes
+FURTHER_ARMS = ("coreset", "random", "dims", "hashing", "quotient-remainder")
 QUALITIES = ("auc", "log_loss")
 
 
@@ -44,10 +55,14 @@ class Choices:
         nothing is retrained.
     retrain_epochs : int
         At most.
-    hashing : bool
-        Also train tables of hashed values at the same bytes.
+    also : sequence of str
+        Further arms: "coreset", clustered with `fast`; "random", codes drawn at random in the same
+        bytes, retrained; and trained from scratch "dims", shorter vectors; at the same bytes
+        "hashing", hashed values, and "quotient-remainder", sums of two rows.
     parts : int
         Codes of a row in an arm of product codes; without that arm below 2.
+    fast : bool, optional
+        Whether coresets are clustered, of all arms but "coreset".
     compress : mapping
         Further arguments of `compress`.
     errors : str
@@ -57,8 +72,9 @@ class Choices:
     ratios: Sequence[float]
     retrain_rates: Sequence[float]
     retrain_epochs: int
-    hashing: bool
+    also: Sequence[str]
     parts: int
+    fast: bool | None
     compress: Mapping[str, Any]
     errors: Errors
 
@@ -69,53 +85,112 @@ def study(run: Path, choices: Choices) -> Iterator[tuple[str, dict[str, Any]]]:
     Yields
     ------
     name : str
-        "full", "int8 rows", "int4 rows"; and of each ratio "post 27.7x", "retrained 27.7x",
-        "product 27.7x", "most frequent 27.7x", "hashing 27.7x".
+        "full", "int8 rows", "int4 rows", "int2 rows", "dim 4" and "dim 1"; and of each ratio
+        "post 27.7x", "coreset 27.7x", "retrained 27.7x", "random codes 27.7x", "product 27.7x",
+        "most frequent 27.7x", "hashing 27.7x", "quotient-remainder 27.7x".
     figures : dict
-        As of `judged`; of "post" also the `seconds` of clustering, of "retrained" its
-        `learning_rate`.
+        As of `judged`; of "post" and "coreset" also the `seconds` of clustering and how many rows
+        were clustered, `clustered_rows`; of what is retrained its `learning_rate`.
     """
-    model, data, noted = load_run(run)
-    frequency = mean_frequency(data.test, data.counts())
-
-    def figures(arm: DeepFM, n_bytes: int, its_data: ClickData = data) -> dict[str, Any]:
-        return judged(arm, its_data, n_bytes, frequency)
-
-    yield "full", figures(model, table_bytes(model))
-    for bits in ROUNDED_BITS:
-        yield f"int{bits} rows", figures(*rounded(model, bits))
-    training = Training(**noted["training"])
+    studied = _StudiedRun(run, choices)
+    yield from studied.arms()
     for ratio in choices.ratios:
         with tempfile.TemporaryDirectory(prefix="saec-study-") as folder:
-            begun = time.perf_counter()
-            artifact = compressed(
-                run, model, data, Path(folder) / "post.saec", choices.errors, ratio=ratio,
-                threads=torch.get_num_threads(), **choices.compress,
+            for arm, figures in studied.arms_at(ratio, Path(folder)):
+                yield f"{arm} {ratio:g}x", figures
+
+
+class _StudiedRun:
+    """A trained run, and the arms that are made of it."""
+
+    def __init__(self, run: Path, choices: Choices) -> None:
+        self.run, self.choices = run, choices
+        self.model, self.data, noted = load_run(run)
+        self.seed: int = noted["seed"]
+        self.training = Training(**noted["training"])
+        self.frequency = mean_frequency(self.data.test, self.data.counts())
+
+    def arms(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield name and figures of the arms that no ratio is asked of."""
+        yield "full", self._figures(self.model, table_bytes(self.model))
+        for bits in ROUNDED_BITS:
+            yield f"int{bits} rows", self._figures(*rounded(self.model, bits))
+        if "dims" in self.choices.also:
+            for dim in DIMS:
+                yield f"dim {dim}", self._from_scratch(partial(DeepFM, self.data.vocabularies, dim))
+
+    def arms_at(self, ratio: float, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield name and figures of the arms at a ratio; artifacts go to the folder."""
+        model, data, choices = self.model, self.data, self.choices
+        artifact, found = self._clustered(ratio, choices.fast, folder / "post.saec")
+        yield "post", found
+        n_bytes = artifact.counted_bytes
+        if "coreset" in choices.also:
+            yield "coreset", self._clustered(ratio, True, folder / "coreset.saec")[1]
+        if choices.retrain_rates:
+            small, rate = self._retrained(compress_module(copy.deepcopy(model), artifact))
+            written_back(small, artifact, folder / "retrained.saec")
+            yield "retrained", self._figures(small, n_bytes) | {"learning_rate": rate}
+        if "random" in choices.also:
+            small, rate = self._retrained(in_random_codes(model, data, artifact, self.seed))
+            yield "random codes", self._figures(small, n_bytes) | {"learning_rate": rate}
+        if choices.parts > 1:
+            changed, its_bytes = in_product_codes(
+                model, data, choices.parts, ratio, folder / "product.saec", choices.errors,
+                fast=choices.fast, threads=torch.get_num_threads(), **choices.compress,
             )  # fmt: skip
-            seconds = time.perf_counter() - begun
-            n_bytes = artifact.counted_bytes
-            post = figures(decoded(model, artifact), n_bytes)
-            yield f"post {ratio:g}x", post | {"seconds": seconds}
-            if choices.retrain_rates:
-                how = dataclasses.replace(training, epochs=choices.retrain_epochs)
-                small, rate = retrained(
-                    model, artifact, data, how, choices.retrain_rates, noted["seed"]
-                )
-                written_back(small, artifact, Path(folder) / "retrained.saec")
-                yield f"retrained {ratio:g}x", figures(small, n_bytes) | {"learning_rate": rate}
-            if choices.parts > 1:
-                product = in_product_codes(
-                    model, data, choices.parts, ratio, Path(folder) / "product.saec",
-                    threads=torch.get_num_threads(), **choices.compress,
-                )  # fmt: skip
-                yield f"product {ratio:g}x", figures(*product)
-        yield f"most frequent {ratio:g}x", figures(*most_frequent(model, data, n_bytes))
-        if choices.hashing:
+            yield "product", self._figures(changed, its_bytes)
+        yield "most frequent", self._figures(*most_frequent(model, data, n_bytes))
+        if "hashing" in choices.also:
             fewer = hashed(data, n_bytes)
-            torch.manual_seed(noted["seed"])
-            small = DeepFM(fewer.vocabularies)
-            fit(small, fewer, training, noted["seed"], lambda _: None)
-            yield f"hashing {ratio:g}x", figures(small, table_bytes(small), fewer)
+            yield "hashing", self._from_scratch(partial(DeepFM, fewer.vocabularies), fewer)
+        if "quotient-remainder" in choices.also:
+            new = partial(quotient_remainder, data, n_bytes)
+            yield "quotient-remainder", self._from_scratch(new)
+
+    def _figures(
+        self, model: DeepFM, n_bytes: int, data: ClickData | None = None
+    ) -> dict[str, Any]:
+        """Return the figures of an arm, on clicks of its own where it has them."""
+        return judged(model, data or self.data, n_bytes, self.frequency)
+
+    def _clustered(
+        self, ratio: float, fast: bool | None, out: Path
+    ) -> tuple[Artifact, dict[str, Any]]:
+        """Return an artifact and the figures of the model with its rows."""
+        begun = time.perf_counter()
+        artifact = compressed(
+            self.run, self.model, self.data, out, self.choices.errors, ratio=ratio, fast=fast,
+            threads=torch.get_num_threads(), **self.choices.compress,
+        )  # fmt: skip
+        taken = {
+            "seconds": time.perf_counter() - begun,
+            "clustered_rows": clustered_rows(artifact),
+        }
+        return artifact, self._figures(
+            decoded(self.model, artifact), artifact.counted_bytes
+        ) | taken
+
+    def _retrained(self, small: DeepFM) -> tuple[DeepFM, float]:
+        """Return a compressed model, retrained, and the learning rate that was best."""
+        how = dataclasses.replace(self.training, epochs=self.choices.retrain_epochs)
+        return retrained(small, self.data, how, self.choices.retrain_rates, self.seed)
+
+    def _from_scratch(
+        self, new: Callable[[], DeepFM], data: ClickData | None = None
+    ) -> dict[str, Any]:
+        """Return the figures of a new model, trained as the full one was."""
+        torch.manual_seed(self.seed)
+        model = new()
+        fit(model, data or self.data, self.training, self.seed, lambda _: None)
+        return self._figures(model, table_bytes(model), data)
+
+
+def clustered_rows(artifact: Artifact) -> int:
+    """Return how many rows were clustered: all of a field, or its coreset."""
+    return sum(
+        artifact[name].record.get("clustered_rows", artifact[name].n_rows) for name in artifact
+    )
 
 
 def compressed(
@@ -140,24 +215,19 @@ def compressed(
 
 
 def retrained(
-    model: DeepFM,
-    artifact: Artifact,
-    data: ClickData,
-    how: Training,
-    rates: Iterable[float],
-    seed: int,
+    small: DeepFM, data: ClickData, how: Training, rates: Iterable[float], seed: int
 ) -> tuple[DeepFM, float]:
-    """Return the compressed model, retrained at the rate that validation prefers, and that rate."""
+    """Return a compressed model, retrained at the rate that validation prefers, and that rate."""
     best: tuple[DeepFM, float] | None = None
     best_auc = -np.inf
     for rate in rates:
-        small = compress_module(copy.deepcopy(model), artifact)
+        trained = copy.deepcopy(small)
         history = fit(
-            small, data, dataclasses.replace(how, learning_rate=rate), seed, lambda _: None
+            trained, data, dataclasses.replace(how, learning_rate=rate), seed, lambda _: None
         )
         reached = max(epoch["valid_auc"] for epoch in history)
         if reached > best_auc:
-            best, best_auc = (small, rate), reached
+            best, best_auc = (trained, rate), reached
     if best is None:
         raise ValueError("retraining needs a learning rate; give one at least")
     return best

@@ -135,7 +135,7 @@ def rows_of_weights(model: DeepFM) -> Iterator[tuple[Tensor, Tensor]]:
     That is 1 in a table, and in a codebook the number of rows with that code: so the sum of squares
     over all rows, and its gradient, are the same before and after compression.
     """
-    for table in model.embedding.values():
+    for table in model.embedding.modules():
         if isinstance(table, nn.Embedding):
             yield table.weight, torch.ones(1, 1)
         elif isinstance(table, CompressedEmbedding):
