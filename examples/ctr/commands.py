@@ -232,7 +232,7 @@ def study_runs(options: argparse.Namespace) -> None:
 
 
 def draw_studies(options: argparse.Namespace) -> None:
-    """Draw the latest study of each data set and L2: what is lost, how much smaller tables are."""
+    """Draw the latest studies, a panel each: what is lost, how much smaller tables are."""
     records = read_records(options.records)
     study_figure.draw(records, options.out)
     for studied, record in study_figure.latest(records).items():

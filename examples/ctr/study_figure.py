@@ -38,12 +38,14 @@ BEYOND = 1.5  # factor from the greatest loss to the end of the axis
 
 
 def latest(records: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Return the last record of a study of each data set and L2, by these."""
-    return {
-        f"{record['data']}, L2 {record['training']['l2']:g}": record
-        for record in records
-        if record["op"] == "ctr"
-    }
+    """Return the last record of a study of each data set, L2 and kind of errors, by these."""
+    found = {}
+    for record in records:
+        if record["op"] == "ctr":
+            errors = record["choices"].get("errors", "rows")  # the first records knew no other
+            l2 = record["training"]["l2"]
+            found[f"{record['data']}, L2 {l2:g}, errors of {errors}"] = record
+    return found
 
 
 def series(record: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -57,7 +59,7 @@ def series(record: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def draw(records: Iterable[Mapping[str, Any]], out: Path) -> None:
-    """Write an SVG of the latest study of each data set and L2; bars are the spread over seeds.
+    """Write an SVG of the latest studies (`latest`); bars are the spread over seeds.
 
     Equal records give equal bytes with one version of matplotlib.
 
