@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 import saec_gpu as saec
 from golden import make
+from saec_gpu.codewords import CODEWORDS_DTYPES
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFESTS = {  # each states the SHA-256 of the other files of its artifact
     "v1": "7a544a623a1920f0c995bf9dcb255dce908ed92de5642434199ae9b76cdcae45",
     "v1-float16": "c167859aea9925474f32f3c3af5b815711d00798849ec79e4c4b81adc5356e9b",
     "v1-int8": "78f0286c38b335dd7268481126539277bb4d63331eb6921198623d9ef93495d4",
+    "v1-budget": "d764b439e851dbab247259edd8439901af6348e278e5ba8a2aa293f8dd8d77ec",
 }
 FILES = {
     "tables.safetensors": "e95b637e70d0f2de6301de48db5ba50ad261ffadc7b8edd8a80c7d923ecc86ff",
@@ -151,7 +153,10 @@ def test_every_kind_of_field_is_among_them() -> None:
             for entry in entries(artifact_of(name))
             if entry["encoding"] != "identity"
         }
-        assert dtypes == {dtype}
+        assert dtypes == (set(CODEWORDS_DTYPES) if dtype == "auto" else {dtype})
+    budget = entries(artifact_of("v1-budget"))
+    assert {entry["encoding"] for entry in budget} == {"planes", "levels", "identity"}
+    assert {entry["rule"] for entry in budget if "rule" in entry} == {"nearest", "cost"}
 
 
 @pytest.mark.parametrize(("name", "field_name"), EVERY_FIELD)

@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,12 +43,19 @@ FIELDS: Mapping[str, tuple[int, int, str, int]] = {
     "user": (400, 4, "float32", 11),  # 4 bits; all weights zero
 }
 
-# Name: dtype of the codewords, codes, fields.
-ARTIFACTS: Mapping[str, tuple[CodewordsDtype, CodesParam, tuple[str, ...]]] = {
+# Name: dtype of the codewords ("auto": under a budget), codes, fields.
+ARTIFACTS: Mapping[
+    str, tuple[CodewordsDtype | Literal["auto"], CodesParam, tuple[str, ...]]
+] = {
     "v1": ("float32", "planes", tuple(FIELDS)),
     "v1-float16": ("float16", "auto", ("ad", "hour", "kept/bfloat16", "shop größe", "tag")),
     "v1-int8": ("int8", "auto", ("brand", "hour", "item", "kept/float16", "six", "tag", "user")),
-}
+    "v1-budget": (
+        "auto", "entropy",
+        ("ad", "brand", "city", "hour", "item", "kept/float16", "shop größe", "tag"),
+    ),
+}  # fmt: skip
+RATIO = 14.0  # of the budget
 
 
 def bits(name: str, count: int) -> NDArray[np.uint64]:
@@ -120,10 +127,12 @@ def weights() -> dict[str, NDArray[Any]]:
 def compress(folder: Path, name: str, out: Path, **options: Any) -> saec.Artifact:
     """Return what compressing the tables of a folder gives: the artifact of a name in ARTIFACTS."""
     dtype, codes, fields = ARTIFACTS[name]
+    under_budget = dtype == "auto"
     return saec.compress(
         folder / "tables.safetensors",
         weights=folder / "weights.npz",
-        codewords={field: FIELDS[field][3] for field in fields},
+        codewords=None if under_budget else {field: FIELDS[field][3] for field in fields},
+        ratio=RATIO if under_budget else None,
         codewords_dtype=dtype,
         codes=codes,
         fields=[*map(glob.escape, fields)],

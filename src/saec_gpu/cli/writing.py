@@ -176,7 +176,8 @@ def update(
     threads: Threads = None,
     backend: Backend = "auto",
     max_iter: Annotated[
-        int, typer.Option(min=0, help="Most passes of Lloyd's iterations after the codewords moved.")
+        int,
+        typer.Option(min=0, help="Most passes of Lloyd's iterations after the codewords moved."),
     ] = 0,
     tol: Tolerance = 1e-4,
     chunk_rows: ChunkRows = None,
