@@ -155,7 +155,7 @@ def test_every_kind_of_field_is_among_them() -> None:
         }
         assert dtypes == (set(CODEWORDS_DTYPES) if dtype == "auto" else {dtype})
     budget = entries(artifact_of("v1-budget"))
-    assert {entry["encoding"] for entry in budget} == {"planes", "levels", "identity"}
+    assert {entry["encoding"] for entry in budget} == {"planes", "levels"}
     assert {entry["rule"] for entry in budget if "rule" in entry} == {"nearest", "cost"}
 
 

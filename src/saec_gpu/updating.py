@@ -104,8 +104,8 @@ def update(
     -----
     With the default margin, and a tenth of the rows other ones each hour, about a seventh of the
     codes change, and the error stays within 3 % of that of clustering anew, the weighted one within
-    5 % (bench/hours.py). A field is clustered by a coreset where `compress` would do so, else by all
-    its rows, which are held in memory then: at most 256 a codeword. Besides, every row is read
+    5 % (bench/hours.py). A field is clustered by a coreset where `compress` would do so, else by
+    all its rows, which are held in memory then: at most 256 a codeword. Besides, every row is read
     once.
 
     Examples
