@@ -568,11 +568,12 @@ def test_commands_from_training_to_comparison(
 def test_study_of_two_seeds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
 ) -> None:
-    # a field whose coreset, 64 rows a codeword, is smaller; few clicks and rows, for speed
+    # 80 clicks look up at most 80 rows, so no more codewords: a coreset of 64 times as many rows
+    # is smaller than the first field, whatever the random clicks
     vocabularies = [6000, 400]
     data = write_npz(
-        tmp_path / "clicks.npz", X=rng.integers(0, vocabularies, (600, 2)), vocab=vocabularies,
-        y=np.arange(600) % 2, split=np.repeat([0, 1, 2], 200),
+        tmp_path / "clicks.npz", X=rng.integers(0, vocabularies, (240, 2)), vocab=vocabularies,
+        y=np.arange(240) % 2, split=np.repeat([0, 1, 2], 80),
     )  # fmt: skip
     runs = [str(tmp_path / f"run-{seed}") for seed in (0, 1)]
     for seed, run in enumerate(runs):
@@ -580,7 +581,7 @@ def test_study_of_two_seeds(
     out = tmp_path / "records.jsonl"
     main(
         ["study", *runs, "--ratios", "70", "--retrain-rates", "3e-4", "--retrain-epochs", "1",
-         "--errors", "metric", "--parts", "2", "--also", ",".join(FURTHER_ARMS),
+         "--errors", "metric", "--full", "--parts", "2", "--also", ",".join(FURTHER_ARMS),
          "--append", str(out)]
     )  # fmt: skip
     printed = capsys.readouterr().out.splitlines()
@@ -607,7 +608,7 @@ def test_study_of_two_seeds(
             < arms_of_run["post 70x"]["clustered_rows"]
             == record["rows"]
         )
-    main(["compress", "--run", runs[1], "--ratio", "70", "--errors", "metric"])
+    main(["compress", "--run", runs[1], "--ratio", "70", "--errors", "metric", "--full"])
     main(["evaluate", "--run", runs[1]])
     alone = read(Path(runs[1]) / "evaluate.json")["arms"]["post"]
     del alone["test_deciles"]
