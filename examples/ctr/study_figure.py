@@ -59,9 +59,10 @@ def series(record: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def draw(records: Iterable[Mapping[str, Any]], out: Path) -> None:
-    """Write an SVG of the latest studies (`latest`); bars are the spread over seeds.
+    """Write an SVG of the latest studies; bars are the spread over seeds.
 
-    Equal records give equal bytes with one version of matplotlib.
+    Studies of one ratio are left to the table, unless there are no others. Equal records give equal
+    bytes with one version of matplotlib.
 
     Raises
     ------
@@ -71,7 +72,9 @@ def draw(records: Iterable[Mapping[str, Any]], out: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    studies = latest(records)
+    found = latest(records)
+    curves = {name: one for name, one in found.items() if len(one["choices"]["ratios"]) > 1}
+    studies = curves or found
     if not studies:
         raise ValueError("there is no record of a study; make one with `study --append`")
     width, height = PANEL_INCHES
