@@ -58,8 +58,8 @@ def update(
     more than a margin. So an update takes little longer than to read and to assign each row once,
     little changes, and `write_delta` tells a server no more than that. Where a field has grown,
     codewords are added, so that it has as many for its rows as it had at first; they begin at the
-    rows that are served worst. Seed,
-    encoding of codes, dtypes of codewords and the fields kept whole are those of the last artifact.
+    rows that are served worst. Seed, encoding of codes, dtypes of codewords and the fields kept
+    whole are those of the last artifact.
     Codes that were chosen by error and length go on by the margin.
 
     The same last artifact, rows, weights, margin, max_iter and tol give the same bytes, whatever

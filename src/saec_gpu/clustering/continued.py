@@ -13,16 +13,14 @@ nearest codeword.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from saec_gpu.backends.protocol import Assignment, Backend
-from saec_gpu.clustering.lloyd import FieldFit, repaired, updated, without_weight
+from saec_gpu.backends.protocol import Backend
+from saec_gpu.clustering.lloyd import FieldFit, assigned, repaired, updated, without_weight
 from saec_gpu.clustering.margin import LastField, distances_of
 from saec_gpu.clustering.sampling import first_of
-from saec_gpu.clustering.selection import Selection
-from saec_gpu.data import Codebook, Float32, chunk_of
+from saec_gpu.clustering.selection import Selection, gather
+from saec_gpu.data import Codebook, Float32, Int64, chunk_of
 
 RIVALS = 32
 ROWS_A_REFILL = 16  # of the sample, among which the worst served are found
@@ -49,20 +47,20 @@ def continued(
         At least as many as there were.
     """
     before, dim = last.codewords.shape
-    rows, weights = selection.rows, selection.weights
     codebook = Codebook(last.codewords, fit.fixed_point, fit.middle)
-    codes = last.codes_at(selection.index)
+    rivals = Codebook(last.codewords[:RIVALS], middle=fit.middle)
+    loaded = backend.load_rows(chunk_of("rows", selection.rows, selection.weights))
+    against = backend.assign(loaded, backend.load_codebooks({"rows": rivals}), distances=True)
+    codes = codes_at(last, selection.index)
     own = np.full(len(codes), np.inf)  # of a row without a code
-    distances_of(rows, codes, last.codewords, own)
-    rivals = replace(codebook, codewords=last.codewords[:RIVALS])
-    moved_away = np.flatnonzero(own > assigned(backend, rows, rivals).distances)
+    distances_of(selection.rows, codes, last.codewords, own)
+    moved_away = np.flatnonzero(own > against.distances)
     if len(moved_away):
-        codes[moved_away] = assigned(backend, rows[moved_away], codebook).codes
-    loaded = backend.load_codebooks({"rows": codebook})
-    backend.accumulate(
-        backend.load_rows(chunk_of("rows", rows, weights)), codes.astype(np.uint32), loaded
-    )
-    partial = backend.partials(loaded)["rows"]
+        rows = selection.rows[moved_away]
+        codes[moved_away] = assigned(backend, rows, last.codewords, fit.middle).codes
+    codebooks = backend.load_codebooks({"rows": codebook})
+    backend.accumulate(loaded, codes.astype(np.uint32), codebooks)
+    partial = backend.partials(codebooks)["rows"]
     moved = updated(last.codewords, partial, fit.fixed_point, fit.statistics)
     added = np.arange(before, n_codewords)
     refilled = np.concatenate([np.flatnonzero(without_weight(partial)), added])
@@ -74,10 +72,12 @@ def continued(
     )  # fmt: skip
 
 
-def assigned(backend: Backend, rows: Float32, codebook: Codebook) -> Assignment:
-    """Return the nearest codewords of rows in the host's memory, with distances."""
-    return backend.assign(
-        backend.load_rows(chunk_of("rows", rows)),
-        backend.load_codebooks({"rows": replace(codebook, fixed_point=None)}),
-        distances=True,
-    )
+def codes_at(last: LastField, index: Int64) -> Int64:
+    """Return the codes that rows of now had, int64 (m,); `index`, int64 (m,), ascends."""
+
+    def read(start: int, out: Int64) -> None:
+        out[:, 0] = last.codes_between(start, start + len(out))
+
+    codes = np.empty((len(index), 1), np.int64)
+    gather(read, index, codes)
+    return codes[:, 0]

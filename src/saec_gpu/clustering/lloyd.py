@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saec_gpu.backends.filter_frame import median
-from saec_gpu.backends.protocol import Backend
+from saec_gpu.backends.protocol import Assignment, Backend
 from saec_gpu.clustering.compiled_loops import (
     limbs_to_float,
     lower_distances,
@@ -184,10 +184,7 @@ def repaired(
     """
     repaired_words = codewords.copy()
     live = np.delete(codewords, empty, axis=0)
-    rows = backend.load_rows(chunk_of("sample", sample.rows))
-    codebooks = backend.load_codebooks({"sample": Codebook(live, middle=middle)})
-    found = backend.assign(rows, codebooks, distances=True)
-    least: Float64 = np.array(found.distances)
+    least: Float64 = np.array(assigned(backend, sample.rows, live, middle).distances)
     columns = np.ascontiguousarray(sample.rows.T)
     for code in empty:
         row = worst_served(sample.weights, least)
@@ -196,6 +193,15 @@ def repaired(
         repaired_words[code] = sample.rows[row]
         lower_distances(columns, sample.rows[row], least)
     return repaired_words
+
+
+def assigned(
+    backend: Backend, rows: Float32, codewords: Float32, middle: Float32 | None
+) -> Assignment:
+    """Return the nearest codewords of rows in the host's memory, with distances."""
+    loaded = backend.load_rows(chunk_of("rows", rows))
+    codebooks = backend.load_codebooks({"rows": Codebook(codewords, middle=middle)})
+    return backend.assign(loaded, codebooks, distances=True)
 
 
 def without_weight(partial: Partial) -> NDArray[np.bool_]:

@@ -24,7 +24,6 @@ from saec_gpu.compiled import compiled
 from saec_gpu.data import Float32, Float64, Int64
 
 NO_CODE = -1
-BLOCK_ROWS = 1 << 16  # whose codes are read at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +48,6 @@ class LastField:
     n_rows: int
     sse: float | None
     margin: float
-
-    def codes_at(self, index: Int64) -> Int64:
-        """Return the codes that rows of now had, int64 (m,); `index`, int64 (m,), ascends."""
-        codes = np.empty(len(index), np.int64)
-        first = 0
-        while first < len(index):
-            start = int(index[first])
-            last = int(np.searchsorted(index, start + BLOCK_ROWS))
-            block = self.codes_between(start, int(index[last - 1]) + 1)
-            codes[first:last] = block[index[first:last] - start]
-            first = last
-        return codes
 
 
 class Changes:
