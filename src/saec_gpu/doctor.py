@@ -62,7 +62,8 @@ def _kernels() -> list[Finding]:
     from saec_gpu.backends.simd import ROW_LANES
 
     _, processor, features = cpu_target.target_context.codegen().magic_tuple()
-    present = [name for name in ("avx512f", "avx2", "fma") if f"+{name}" in features.split(",")]
+    wanted = ("avx512vnni", "avx512f", "avxvnni", "avx2", "fma")
+    present = [name for name in wanted if f"+{name}" in features.split(",")]
     folder = Path(run_tiles.stats.cache_path)  # type: ignore[attr-defined]  # compiled by Numba
     writable = next(one for one in (folder, *folder.parents) if one.exists())
     kept = os.access(writable, os.W_OK)
@@ -171,16 +172,19 @@ def _version(package: str) -> str:
 
 
 def _warm() -> Finding:
-    """Compress, verify and look up small tables that between them call every compiled function."""
+    """Compress, verify, look up and update small tables: that calls what a usual run calls."""
     from saec_gpu.compression import compress
+    from saec_gpu.updating import update
 
     begun = time.perf_counter()
-    rows = np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32)
+    rows = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
     rows[:200] *= np.float32(2**-10)  # one codeword for most rows: their codes are in levels
     narrow, wide = np.ones(len(rows)), np.ldexp(1.0, np.arange(len(rows)) % 60)
-    for weights in (None, narrow, wide):
+    # 64 codewords are enough for a first pass, and for passes that skip
+    for weights, k in ((None, 8), (narrow, 8), (wide, 8), (None, 64)):
         with tempfile.TemporaryDirectory(prefix="saec-warm-") as folder:
-            artifact = compress(rows, weights=weights, codewords=8, out=Path(folder) / "x.saec")
+            artifact = compress(rows, weights=weights, codewords=k, out=Path(folder) / "x.saec")
             artifact.verify(rows, weights=weights)
             artifact["x"].lookup([0])
+            update(artifact, rows + 1, weights=weights, out=Path(folder) / "y.saec")
     return Finding("kernels", f"ready after {time.perf_counter() - begun:.1f} s")

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,16 @@ from saec_gpu.backends.checks import (
     check_weights,
 )
 from saec_gpu.backends.cpu_filter import GROUP, LEADS, PANEL, WORST, bound_factor
+from saec_gpu.backends.cpu_first_pass import (
+    FirstForm,
+    FirstForms,
+    first_form,
+    laid_out,
+    pays,
+    run_first_pass,
+)
 from saec_gpu.backends.cpu_kept import Bounds, Frame, KeptRows, KeptStore
+from saec_gpu.backends.cpu_layout import aligned, panels_of
 from saec_gpu.backends.cpu_tiles import (
     SLOT_CODEWORDS,
     SLOT_COLUMNS,
@@ -31,6 +39,7 @@ from saec_gpu.backends.cpu_tiles import (
     SLOT_WIDE,
     TILE_BOUNDS,
     TILE_COLUMNS,
+    TILE_FOUND,
     TILE_ROWS,
     TILE_SLOT,
     run_tiles,
@@ -41,21 +50,8 @@ from saec_gpu.backends.simd import ROW_LANES
 from saec_gpu.data import Chunk, Codebook, Float32, Int64, Partial, carry
 from saec_gpu.layout import Segment
 
-CACHE_LINE = 64
 SHARE_OF_MEMORY = 0.5  # of what is free now; the rest is left to the caller
 CARRY_ROWS = 2**30  # a low limb is below 2³² a row, so int64 holds twice as many rows
-
-
-def _aligned(shape: int, dtype: Any) -> NDArray[Any]:
-    """Return zeros that start at a cache line, so that no vector load straddles two."""
-    n_bytes = shape * np.dtype(dtype).itemsize
-    raw = np.zeros(n_bytes + CACHE_LINE, np.uint8)
-    start = -raw.ctypes.data % CACHE_LINE
-    return raw[start : start + n_bytes].view(dtype)
-
-
-def _round_up(number: int, step: int) -> int:
-    return -(-number // step) * step
 
 
 @dataclass(eq=False)
@@ -68,6 +64,7 @@ class _Accumulators:
     weight_sums_low: Int64
     counts: Int64
     rechecked: Int64
+    looked_at: Int64
 
     def carry(self) -> None:
         """Bring the low limbs below 2³² again."""
@@ -106,6 +103,7 @@ class CpuCodebooks:
     scores: Float32
     centres: Float32
     words: Float32
+    first: FirstForms
     column_scales: NDArray[np.float64]
     weight_scales: NDArray[np.float64]
     threads: list[_Accumulators] = field(default_factory=list)
@@ -137,34 +135,40 @@ class CpuCodebooks:
         while len(self.threads) < n_threads:
             self.threads.append(
                 _Accumulators(
-                    _aligned(n_words, np.int64),
+                    aligned(n_words, np.int64),
                     np.zeros(n_words if low else 0, np.int64),
                     np.zeros(n_scores, np.int64),
                     np.zeros(n_scores if low else 0, np.int64),
                     np.zeros(n_scores, np.int64),
                     np.zeros(len(self.slots), np.int64),
+                    np.zeros((len(self.slots), 2), np.int64),
                 )
             )
         return self.threads
 
 
-def _filter_form(codebook: Codebook) -> tuple[np.float32, float, Float32, Float32, Float32]:
-    """Return scale, A, centre, centred codewords and scores of the filter (cpu_filter)."""
+def _filter_form(
+    codebook: Codebook, first_pass: bool
+) -> tuple[np.float32, float, Float32, Float32, Float32, FirstForm | None]:
+    """Return scale, A, centre, centred codewords and scores of cpu_filter, and a first form."""
     codewords = codebook.codewords
     n_codewords, dim = codewords.shape
     scale, centre = filter_frame(codebook, 0)
+    exact = codewords * np.float64(scale) - centre
     # rounded once, as fma does it: the product is exact and float64 holds the difference well
-    centred = (codewords * np.float64(scale) - centre).astype(np.float32)
+    centred = exact.astype(np.float32)
     norms = np.einsum("kj,kj->k", centred, centred, dtype=np.float64)
     factor = bound_factor(dim)
     scores = (factor * norms - 0.5 * norms).astype(np.float32)
     # a codeword equal to an earlier one can never win a tie: leave it out, or no row of either
     # would be proved
+    repeated = np.zeros(n_codewords, bool)
     if len(np.unique(norms)) < n_codewords:
         repeated = repeated_codewords(codewords)
         scores[repeated] = WORST
         centred[repeated] = 0.0
-    return scale, factor, centre, centred, scores
+    first = first_form(exact, repeated) if first_pass else None
+    return scale, factor, centre, centred, scores, first
 
 
 class CpuBackend:
@@ -174,18 +178,22 @@ class CpuBackend:
     ----------
     threads : int or None
         Threads to use; None takes every core this process may run on.
+    first_pass : bool or None
+        Whether codes are sought in integers first (cpu_first_pass): never, for every field that can
+        be, or where this host is faster with it. Codes are the same.
     """
 
     name = "cpu"
     reads_held = 2  # one in use, one being read
     row_dtypes: Collection[str] = ("float32",)
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, *, first_pass: bool | None = None) -> None:
         available = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         )
         check_threads(threads)
         self.threads = threads if threads is not None else available or 1
+        self._first_pass = first_pass
 
     def memory_budget(self) -> int:
         """Return half of the memory that is free now, in bytes."""
@@ -209,23 +217,24 @@ class CpuBackend:
         totals = np.zeros(4, np.int64)  # panels, scores, words, columns laid out so far
         for slot, codebook in zip(slots, codebooks.values(), strict=True):
             n_codewords, dim = codebook.codewords.shape
-            padded = _round_up(n_codewords, PANEL)
+            padded = -(-n_codewords // PANEL) * PANEL
             wide = codebook.fixed_point is not None and codebook.fixed_point.wide
             slot[:] = [dim, n_codewords, *totals, wide]
             totals += [padded * dim, padded, n_codewords * dim, dim]
-        panels = _aligned(int(totals[0]), np.float32)
-        scores = _aligned(int(totals[1]), np.float32)
+        panels = aligned(int(totals[0]), np.float32)
+        scores = aligned(int(totals[1]), np.float32)
         scores[:] = WORST
         words = np.zeros(totals[2], np.float32)
         centres = np.zeros(totals[3], np.float32)
         column_scales = np.zeros(totals[3])
+        forms = []
         for number, codebook in enumerate(codebooks.values()):
             dim, n_codewords, panel, score, word, column, _ = (int(n) for n in slots[number])
-            scale, factor, centre, centred, own_scores = _filter_form(codebook)
-            rows = np.zeros((_round_up(n_codewords, PANEL), dim), np.float32)
-            rows[:n_codewords] = centred
-            by_panel = rows.reshape(-1, PANEL, dim).transpose(0, 2, 1)
-            panels[panel : panel + rows.size] = by_panel.reshape(-1)
+            with_first = pays(n_codewords, dim) if self._first_pass is None else self._first_pass
+            scale, factor, centre, centred, own_scores, first = _filter_form(codebook, with_first)
+            forms.append(first)
+            by_panel = panels_of(centred)
+            panels[panel : panel + len(by_panel)] = by_panel
             scores[score : score + n_codewords] = own_scores
             words[word : word + n_codewords * dim] = codebook.codewords.reshape(-1)
             centres[column : column + dim] = centre
@@ -234,7 +243,7 @@ class CpuBackend:
         slot_of = {name: number for number, name in enumerate(codebooks)}
         return CpuCodebooks(
             slot_of, tuple(codebooks.values()), slots, factors, panels, scores, centres, words,
-            column_scales, weight_scales,
+            laid_out(forms, slots[:, SLOT_SCORES], len(scores)), column_scales, weight_scales,
         )  # fmt: skip
 
     def assign(
@@ -331,6 +340,7 @@ class CpuBackend:
         """Hand the chunk's tiles to the threads and wait for them."""
         found = list(_tiles(chunk, codebooks, bounds.places))
         tiles = np.array(found, np.int64).reshape(-1, TILE_COLUMNS)
+        tiles[:, TILE_FOUND] = given
         if len(tiles) == 0:
             return
         n_threads = min(self.threads, len(tiles))
@@ -341,9 +351,12 @@ class CpuBackend:
                 thread.carry()
             codebooks.rows_since_carry = chunk.layout.n_rows
         weights = chunk.weights if chunk.weights is not None else np.zeros(0)
-        counters = np.zeros((2, 1), np.int64)
+        counters = np.zeros((3, 1), np.int64)
         max_dim = int(codebooks.slots[:, SLOT_DIM].max())
         kept = tiles[tiles[:, TILE_BOUNDS] >= 0]
+        tiles[tiles[:, TILE_BOUNDS] >= 0, TILE_FOUND] = True
+        sought = tiles[:, TILE_FOUND] == 0
+        first = codebooks.first
 
         def find_kept(own: _Accumulators) -> None:
             from saec_gpu.backends.cpu_kept_tiles import run_kept_tiles
@@ -353,26 +366,41 @@ class CpuBackend:
                 counters[0], kept, codebooks.slots, codebooks.factors, chunk.values,
                 codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words, codes,
                 bounds.bounds, bounds.drifts, own.rechecked,
-                _aligned(max_dim * ROW_LANES, np.float32), _aligned(ROW_LANES, np.int32),
-                _aligned(LEADS * ROW_LANES, np.float32),
-                _aligned(most_groups * ROW_LANES, np.float32), _aligned(most_values, np.float32),
-                _aligned(most_rows + PANEL, np.float32), _aligned(most_rows + PANEL, np.float32),
-                _aligned(most_rows + PANEL, np.int32), np.zeros(most_rows + PANEL, np.int64),
-                _aligned(most_rows + PANEL, np.float32), _aligned(2 * PANEL, np.float32),
+                aligned(max_dim * ROW_LANES, np.float32), aligned(ROW_LANES, np.int32),
+                aligned(LEADS * ROW_LANES, np.float32),
+                aligned(most_groups * ROW_LANES, np.float32), aligned(most_values, np.float32),
+                aligned(most_rows + PANEL, np.float32), aligned(most_rows + PANEL, np.float32),
+                aligned(most_rows + PANEL, np.int32), np.zeros(most_rows + PANEL, np.int64),
+                aligned(most_rows + PANEL, np.float32), aligned(2 * PANEL, np.float32),
                 np.zeros(most_rows, np.int64),
+            )  # fmt: skip
+
+        def find_first(own: _Accumulators) -> None:
+            most_groups = -(-int(codebooks.slots[:, SLOT_CODEWORDS].max()) // GROUP)
+            run_first_pass(
+                counters[1], tiles, codebooks.slots, codebooks.factors, chunk.values,
+                codebooks.centres, codebooks.words, first.places, first.numbers, first.word_pairs,
+                first.biases, first.shares, codes, own.rechecked, own.looked_at,
+                aligned(max_dim * ROW_LANES, np.float32),
+                aligned((max_dim + 1) // 2 * ROW_LANES, np.int32), aligned(ROW_LANES, np.int32),
+                aligned(ROW_LANES, np.int32), aligned(2 * ROW_LANES, np.float32),
+                aligned(most_groups * ROW_LANES, np.int32),
             )  # fmt: skip
 
         def work(own: _Accumulators) -> None:
             run_tiles(
-                counters[1], tiles, codebooks.slots, codebooks.factors, chunk.values, weights,
+                counters[2], tiles, codebooks.slots, codebooks.factors, chunk.values, weights,
                 codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words,
-                codebooks.column_scales, codebooks.weight_scales, given, codes, distances,
+                codebooks.column_scales, codebooks.weight_scales, codes, distances,
                 accumulate, own.sums, own.sums_low, own.weight_sums, own.weight_sums_low,
-                own.counts, own.rechecked, _aligned(max_dim * ROW_LANES, np.float32),
-                _aligned(ROW_LANES, np.int32), _aligned(LEADS * ROW_LANES, np.float32),
+                own.counts, own.rechecked, aligned(max_dim * ROW_LANES, np.float32),
+                aligned(ROW_LANES, np.int32), aligned(LEADS * ROW_LANES, np.float32),
             )  # fmt: skip
 
-        steps = [find_kept, work] if len(kept) else [work]
+        steps = [find_kept] if len(kept) else []
+        if (first.places[tiles[sought, TILE_SLOT]] >= 0).any():
+            steps.append(find_first)
+        steps.append(work)
         if n_threads == 1:
             for step in steps:
                 step(accumulators[0])
@@ -425,7 +453,7 @@ def _tiles(
             value = segment.first_value + first * segment.dim
             bound = start + first * n_panels
             weight = row if weighted else -1
-            yield [number, n_rows, value, weight, row, bound, drift, known]
+            yield [number, n_rows, value, weight, row, bound, drift, known, 0]
 
 
 def _partial(codebooks: CpuCodebooks, number: int, thread: _Accumulators) -> Partial:

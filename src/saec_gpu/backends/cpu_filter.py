@@ -66,6 +66,10 @@ from saec_gpu.compiled import inlined
 PANEL = 16  # codewords that stand side by side in memory
 LEADS = 4  # what `rank` tells of each row
 GROUP = 4  # codewords between two updates of the best one's place: as many as a tag tells apart
+# Two codewords of 64 rows are 8 sums in wide registers, as many as a fused multiply-add takes long,
+# and the products of the next two are found while the maxima of these are taken; of 16 rows two are
+# 4, which wait for each other.
+FOUR_AT_ONCE = ROW_LANES < 64
 WORST = np.float32(-3e38)  # below every score
 SLACK = 1.02  # the terms of higher order, and the roundings of the bound itself
 UNIT_ROUNDOFF = 2.0**-24
@@ -77,17 +81,70 @@ def bound_factor(dim: int) -> float:
     return SLACK * (dim + 10) * UNIT_ROUNDOFF
 
 
+def two_scores(product_sum: Any) -> Any:
+    """Return a function that scores codewords by product_sum(row's, codeword's, sum so far)."""
+
+    @inlined
+    def score_two(block: Any, columns: Any, panels: Any, at: Any, scores: Any, score: Any) -> Any:
+        """Return the scores of two neighbouring codewords for every row of the block."""
+        s0 = broadcast(ROW_LANES, scores, score)
+        s1 = broadcast(ROW_LANES, scores, score + 1)
+        for j in range(columns):
+            y = load(ROW_LANES, block, j * ROW_LANES)
+            s0 = product_sum(y, broadcast(ROW_LANES, panels, at), s0)
+            s1 = product_sum(y, broadcast(ROW_LANES, panels, at + 1), s1)
+            at += PANEL
+        return s0, s1
+
+    return score_two
+
+
+_score_two = two_scores(fma)
+
+
 @inlined
-def _score_two(block: Any, dim: Any, panels: Any, at: Any, scores: Any, score: Any) -> Any:
-    """Return the scores of two neighbouring codewords for every row of the block."""
+def _score_four(block: Any, dim: Any, panels: Any, at: Any, scores: Any, score: Any) -> Any:
+    """Return the scores of four neighbouring codewords for every row of the block."""
     s0 = broadcast(ROW_LANES, scores, score)
     s1 = broadcast(ROW_LANES, scores, score + 1)
+    s2 = broadcast(ROW_LANES, scores, score + 2)
+    s3 = broadcast(ROW_LANES, scores, score + 3)
     for j in range(dim):
         y = load(ROW_LANES, block, j * ROW_LANES)
         s0 = fma(y, broadcast(ROW_LANES, panels, at), s0)
         s1 = fma(y, broadcast(ROW_LANES, panels, at + 1), s1)
+        s2 = fma(y, broadcast(ROW_LANES, panels, at + 2), s2)
+        s3 = fma(y, broadcast(ROW_LANES, panels, at + 3), s3)
         at += PANEL
-    return s0, s1
+    return s0, s1, s2, s3
+
+
+# Each score carries its place in its group in its lowest bits, so that maxima and minima move both
+# at once: a comparison takes the place of a fused multiply-add, a maximum does not.
+
+
+@inlined
+def first_two(s0: Any, s1: Any, second: Any) -> Any:
+    """Return the better of a group's first two scores, and the second best score so far."""
+    s0, s1 = tagged(s0, 0), tagged(s1, 1)
+    return larger(s0, s1), larger(second, smaller(s0, s1))
+
+
+@inlined
+def last_two(s2: Any, s3: Any, second: Any) -> Any:
+    """Do what `first_two` does, for the last two."""
+    s2, s3 = tagged(s2, 2), tagged(s3, 3)
+    return larger(s2, s3), larger(second, smaller(s2, s3))
+
+
+@inlined
+def best_so_far(left: Any, right: Any, best: Any, second: Any, index: Any, first: Any) -> Any:
+    """Return a group's best score; best, second best and the best one's group with it."""
+    top = larger(left, right)
+    second = larger(second, smaller(left, right))
+    second = larger(second, smaller(best, top))
+    index = pick(greater(top, best), splat(ROW_LANES, np.int32(first)), index)
+    return top, larger(best, top), second, index
 
 
 @inlined
@@ -117,26 +174,18 @@ def rank(
     best = splat(ROW_LANES, WORST)
     second = splat(ROW_LANES, WORST)
     index = splat(ROW_LANES, np.int32(0))
-    # Each score carries its place in the group in its lowest bits, so that maxima and minima move
-    # both at once: a comparison takes the place of a fused multiply-add, a maximum does not. Two
-    # codewords at a time, so that the processor finds the products of the next two while it takes
-    # the maxima of these.
     for first in range(0, n_codewords, GROUP):
         score = first_score + first
         at = panel + (first // PANEL) * PANEL * dim + first % PANEL
-        s0, s1 = _score_two(block, dim, panels, at, scores, score)
-        s0, s1 = tagged(s0, 0), tagged(s1, 1)
-        left = larger(s0, s1)
-        second = larger(second, smaller(s0, s1))
-        s2, s3 = _score_two(block, dim, panels, at + 2, scores, score + 2)
-        s2, s3 = tagged(s2, 2), tagged(s3, 3)
-        right = larger(s2, s3)
-        second = larger(second, smaller(s2, s3))
-        top = larger(left, right)
-        second = larger(second, smaller(left, right))
-        second = larger(second, smaller(best, top))
-        index = pick(greater(top, best), splat(ROW_LANES, np.int32(first)), index)
-        best = larger(best, top)
+        if FOUR_AT_ONCE:
+            s0, s1, s2, s3 = _score_four(block, dim, panels, at, scores, score)
+        else:
+            s0, s1 = _score_two(block, dim, panels, at, scores, score)
+        left, second = first_two(s0, s1, second)
+        if not FOUR_AT_ONCE:
+            s2, s3 = _score_two(block, dim, panels, at + 2, scores, score + 2)
+        right, second = last_two(s2, s3, second)
+        top, best, second, index = best_so_far(left, right, best, second, index, first)
         if keep:
             store(tops, (first // GROUP) * ROW_LANES, top)
     norms = splat(ROW_LANES, np.float32(0.0))

@@ -21,8 +21,9 @@ from saec_gpu.compiled import compiled, inlined
     TILE_BOUNDS,  # of kept rows: their bounds, else -1
     TILE_DRIFTS,
     TILE_KNOWN,
-) = range(8)
-TILE_COLUMNS = 8
+    TILE_FOUND,  # whether the codes are there already
+) = range(9)
+TILE_COLUMNS = 9
 # columns of the slot table: one slot is one field's codebook
 (
     SLOT_DIM,
@@ -68,8 +69,7 @@ def run_tiles(
     words: Any,  # IN  float32, flat: the codewords themselves
     column_scales: Any,  # IN  float64: 2^s_j
     weight_scales: Any,  # IN  float64 (n_slots): 2^t
-    given: Any,  # all codes are given, not sought; else those of kept rows are
-    codes: Any,  # OUT uint32 (IN where given)
+    codes: Any,  # OUT uint32, IN where found
     distances: Any,  # OUT float64; empty when not asked for
     accumulate: Any,
     sums: Any,  # INOUT int64, flat as words; this thread's own, as all that follows
@@ -99,7 +99,7 @@ def run_tiles(
         first_word = slots[slot, SLOT_WORDS]
         column = slots[slot, SLOT_COLUMNS]
         wide = slots[slot, SLOT_WIDE]
-        if not given and tiles[tile, TILE_BOUNDS] < 0:
+        if not tiles[tile, TILE_FOUND]:
             rechecked[slot] += find_codes(
                 values, first_value, n_rows, dim, factors[slot, 0], factors[slot, 1], centres,
                 column, panels, panel, scores, first_score, words, first_word, n_codewords, codes,

@@ -27,13 +27,13 @@ _ELEMENTS = {
 }
 
 
-def _row_lanes() -> int:
-    """Return how many rows a kernel takes at once: 4 x 64 sums fill 16 of 32 wide registers."""
-    features = cpu_target.target_context.codegen().magic_tuple()[2]
-    return 64 if "+avx512f" in features.split(",") else 16
-
-
-ROW_LANES = _row_lanes()
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+# rows that a kernel takes at once: 4 x 64 sums fill 16 of 32 wide registers
+ROW_LANES = 64 if "+avx512f" in _FEATURES else 16
+# bits of the registers whose pairs of int16 one instruction multiplies and adds; 0 where none does
+PAIR_BITS = 512 if "+avx512bw" in _FEATURES else 256 if "+avx2" in _FEATURES else 0
+# whether one instruction also adds that to sums, at the rate of fused multiply-adds
+FAST_PAIRS = "+avx512vnni" in _FEATURES or "+avxvnni" in _FEATURES
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -138,10 +138,19 @@ add = _binary(lambda builder, x, y: builder.fadd(x, y))
 sub = _binary(lambda builder, x, y: builder.fsub(x, y))
 mul = _binary(lambda builder, x, y: builder.fmul(x, y))
 add_int = _binary(lambda builder, x, y: builder.add(x, y))
-# false for NaN, so that a comparison never proves anything about one
-greater = _binary(lambda builder, x, y: builder.fcmp_ordered(">", x, y), types.boolean)
-larger = _binary(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))
-smaller = _binary(lambda builder, x, y: builder.select(builder.fcmp_ordered("<", x, y), x, y))
+sub_int = _binary(lambda builder, x, y: builder.sub(x, y))
+
+
+def _compared(builder: Any, how: str, x: Any, y: Any) -> Any:
+    """Compare lanes; false for NaN, so that a comparison never proves anything about one."""
+    if isinstance(x.type.element, ir.IntType):
+        return builder.icmp_signed(how, x, y)
+    return builder.fcmp_ordered(how, x, y)
+
+
+greater = _binary(lambda builder, x, y: _compared(builder, ">", x, y), types.boolean)
+larger = _binary(lambda builder, x, y: builder.select(_compared(builder, ">", x, y), x, y))
+smaller = _binary(lambda builder, x, y: builder.select(_compared(builder, "<", x, y), x, y))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -205,14 +214,14 @@ def _folded(emit: Callable[[Any, Any, Any], Any]) -> Any:
 
 
 lanes_sum = _folded(lambda builder, x, y: builder.fadd(x, y))
-lanes_maximum = _folded(lambda builder, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))
+lanes_maximum = _folded(lambda builder, x, y: builder.select(_compared(builder, ">", x, y), x, y))
 
 TAG_BITS = 2
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def tagged(typing: Any, x: Any, tag: Any) -> Any:
-    """Return float32 lanes with their lowest TAG_BITS bits replaced by a literal tag."""
+    """Return float32 or int32 lanes, their lowest TAG_BITS bits replaced by a literal tag."""
     whole = Vector(types.int32, x.lanes)
     number = tag.literal_value
 
@@ -220,18 +229,18 @@ def tagged(typing: Any, x: Any, tag: Any) -> Any:
         llvm = _llvm(whole)
         bits = builder.bitcast(args[0], llvm)
         kept = builder.and_(bits, ir.Constant(llvm, [-1 << TAG_BITS] * x.lanes))
-        numbers = builder.bitcast(
-            builder.or_(kept, ir.Constant(llvm, [number] * x.lanes)), _llvm(x)
-        )
+        marked = builder.or_(kept, ir.Constant(llvm, [number] * x.lanes))
+        if x.element == types.int32:
+            return marked
         # else LLVM compares and selects these as integers, where one maximum would do
-        return _call(builder, "llvm.arithmetic.fence", x, [numbers])
+        return _call(builder, "llvm.arithmetic.fence", x, [builder.bitcast(marked, _llvm(x))])
 
     return x(x, tag), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def tags(typing: Any, x: Any) -> Any:
-    """Return the tags of float32 lanes as int32."""
+    """Return the tags of float32 or int32 lanes as int32."""
     whole = Vector(types.int32, x.lanes)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -240,6 +249,86 @@ def tags(typing: Any, x: Any) -> Any:
         return builder.and_(builder.bitcast(args[0], llvm), mask)
 
     return whole(x), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def as_float(typing: Any, x: Any) -> Any:
+    """Return int32 lanes as float32, rounded to nearest."""
+    floats = Vector(types.float32, x.lanes)
+    return floats(x), lambda context, builder, signature, args: builder.sitofp(
+        args[0], _llvm(floats)
+    )
+
+
+def _nearest(builder: Any, vector: Vector, x: Any, scale: Any) -> Any:
+    """Return int32 lanes of which the lowest 16 bits are x * scale, |x * scale| < 2¹⁵, rounded."""
+    # the float32 1.5 * 2²³ plus a number holds it in its lowest bits, rounded once to nearest
+    magic = ir.Constant(_llvm(vector), [1.5 * 2.0**23] * vector.lanes)
+    found = _call(builder, "llvm.fma", vector, [x, _spread(builder, vector, scale), magic])
+    return builder.bitcast(found, ir.VectorType(ir.IntType(32), vector.lanes))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def paired(typing: Any, x: Any, y: Any, scale: Any) -> Any:
+    """Return x * scale and y * scale of float32 lanes, rounded to nearest, as pairs of int16.
+
+    Numbers of 2¹⁵ and more give any pair. `scale` is a power of two.
+    """
+    whole = Vector(types.int32, x.lanes)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        llvm = _llvm(whole)
+        low, high = (_nearest(builder, x, arg, args[2]) for arg in args[:2])
+        kept = builder.and_(low, ir.Constant(llvm, [0xFFFF] * x.lanes))
+        return builder.or_(kept, builder.shl(high, ir.Constant(llvm, [16] * x.lanes)))
+
+    return whole(x, y, types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def dot_pairs(typing: Any, x: Any, y: Any, z: Any) -> Any:
+    """Return z + x₀y₀ + x₁y₁ of int32 lanes, x and y pairs of int16, modulo 2³².
+
+    No pair of x and y may be -2¹⁵ four times: the instruction has no room for their sum.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        llvm = _llvm(x)
+        if not PAIR_BITS:
+            halves = ir.Constant(llvm, [16] * x.lanes)
+            x_high, y_high = (builder.ashr(arg, halves) for arg in args[:2])
+            x_low, y_low = (builder.ashr(builder.shl(arg, halves), halves) for arg in args[:2])
+            products = builder.add(builder.mul(x_low, y_low), builder.mul(x_high, y_high))
+            return builder.add(products, args[2])
+        step = min(PAIR_BITS // 32, x.lanes)
+        by_lanes = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
+        pairs, sums = ir.VectorType(ir.IntType(16), 2 * step), ir.VectorType(ir.IntType(32), step)
+        products = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(sums, [pairs, pairs]), f"llvm.x86.{by_lanes[step]}"
+        )
+        nothing = ir.Constant(llvm, ir.Undefined)
+        places = ir.VectorType(ir.IntType(32), step)
+        parts = []
+        for first in range(0, x.lanes, step):
+            taken = ir.Constant(places, list(range(first, first + step)))
+            a, b, c = (builder.shuffle_vector(arg, nothing, taken) for arg in args)
+            found = builder.call(products, [builder.bitcast(a, pairs), builder.bitcast(b, pairs)])
+            parts.append(builder.add(found, c))
+        return _joined(builder, parts)
+
+    return x(x, y, z), generate
+
+
+def _joined(builder: Any, parts: list[Any]) -> Any:
+    """Return a power of two of vectors as one."""
+    while len(parts) > 1:
+        lanes = 2 * parts[0].type.count
+        places = ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(lanes)))
+        parts = [
+            builder.shuffle_vector(low, high, places)
+            for low, high in zip(parts[::2], parts[1::2], strict=True)
+        ]
+    return parts[0]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
