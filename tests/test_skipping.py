@@ -72,7 +72,8 @@ def assert_bounds_hold(kept: KeptRows, rows: Float32, codewords: Float32) -> Non
         at = bounds.start + first * n_panels
         stored = memory.bounds()[at : at + n_panels * n_rows].reshape(n_panels, n_rows)
         for panel, drift in enumerate(bounds.drifts):
-            own = distances[first : first + n_rows, panel * PANEL : (panel + 1) * PANEL]
+            words = bounds.order[panel * PANEL : (panel + 1) * PANEL]
+            own = distances[first : first + n_rows, words]
             assert (stored[panel] - drift.astype(np.float64) <= own.min(axis=1)).all()
 
 
@@ -276,7 +277,9 @@ def test_drifts_never_fall_short(rng: np.random.Generator) -> None:
     books = [rows_of("normal", rng, K, 3)]
     for step in (1.0, 1e-3, 1e-9, 0.0, 1e-20):
         books.append((books[-1] + step * rng.standard_normal((K, 3))).astype(np.float32))
-    bounds = cpu_kept.Bounds(0, np.zeros(5, np.float32), cpu_kept.Frame(books[0], scale, centre))
+    order = rng.permutation(K)
+    frame = cpu_kept.Frame(books[0], scale, centre)
+    bounds = cpu_kept.Bounds(0, np.zeros(5, np.float32), order, frame)
     for before, after in pairwise(books):
         then = bounds.drifts.astype(np.longdouble)
         now = cpu_kept.Frame(after, scale, centre)
@@ -284,5 +287,16 @@ def test_drifts_never_fall_short(rng: np.random.Generator) -> None:
         bounds.frame = now
         apart = (after.astype(np.longdouble) - before) * scale
         moved = np.sqrt((apart * apart).sum(axis=1))
-        farthest = [moved[first : first + PANEL].max() for first in range(0, K, PANEL)]
+        farthest = [moved[order[first : first + PANEL]].max() for first in range(0, K, PANEL)]
         assert (bounds.drifts.astype(np.longdouble) - then >= farthest).all()
+
+
+def test_panels_are_of_codewords_near_each_other(rng: np.random.Generator) -> None:
+    for k in (1, 15, 16, 17, 64, 67, 200):
+        order = cpu_kept.neighbours_together(rows_of("normal", rng, k, 3))
+        assert sorted(order.tolist()) == list(range(k))
+    # heaps of 16, far apart, in any order
+    heaps = 1000 * rng.standard_normal((8, 3)).astype(np.float32)
+    heap_of = rng.permutation(np.repeat(np.arange(8), PANEL))
+    order = cpu_kept.neighbours_together(heaps[heap_of] + rows_of("normal", rng, 8 * PANEL, 3))
+    assert (heap_of[order].reshape(8, PANEL) == heap_of[order][::PANEL, None]).all()

@@ -79,15 +79,17 @@ class _Accumulators:
 class _Bounds:
     """Bounds that a pass uses and renews.
 
-    `places` tells of a segment its first bound, its panels, its first drift, and whether all hold.
+    `places` tells of a segment its first bound, its panels, its first drift, and whether all hold;
+    `orders` how codewords of a slot stand in panels.
     """
 
     bounds: Float32
     drifts: Float32
     places: Mapping[Segment, tuple[int, int, int, bool]]
+    orders: Mapping[int, Int64]
 
 
-NO_BOUNDS = _Bounds(np.zeros(0, np.float32), np.zeros(0, np.float32), {})
+NO_BOUNDS = _Bounds(np.zeros(0, np.float32), np.zeros(0, np.float32), {}, {})
 NOWHERE = (-1, 0, 0, False)
 
 
@@ -101,6 +103,7 @@ class CpuCodebooks:
     factors: Float32
     panels: Float32
     scores: Float32
+    order: Int64
     centres: Float32
     words: Float32
     first: FirstForms
@@ -127,6 +130,22 @@ class CpuCodebooks:
         """Return whether a codeword of one slot equals an earlier one."""
         score, n_codewords = (int(n) for n in self.slots[number, [SLOT_SCORES, SLOT_CODEWORDS]])
         return bool((self.scores[score : score + n_codewords] == WORST).any())
+
+    def reordered(self, orders: Mapping[int, Int64]) -> tuple[Float32, Float32, Int64, Int64]:
+        """Return panels, scores, order and its inverse, with some slots' codewords in an order."""
+        panels, scores, order = self.panels.copy(), self.scores.copy(), self.order.copy()
+        place = self.order.copy()
+        for number, own_order in orders.items():
+            dim, n_codewords, panel, score = (int(n) for n in self.slots[number, :4])
+            own = slice(score, score + n_codewords)
+            size = -(-n_codewords // PANEL) * PANEL * dim
+            laid = slice(panel, panel + size)
+            rows = self.panels[laid].reshape(-1, dim, PANEL).transpose(0, 2, 1).reshape(-1, dim)
+            panels[laid] = panels_of(rows[own_order])
+            scores[own] = self.scores[own][own_order]
+            order[own] = own_order
+            place[own] = np.argsort(own_order)
+        return panels, scores, order, place
 
     def accumulators(self, n_threads: int) -> list[_Accumulators]:
         """Return accumulators for as many threads, made when first needed."""
@@ -224,6 +243,7 @@ class CpuBackend:
         panels = aligned(int(totals[0]), np.float32)
         scores = aligned(int(totals[1]), np.float32)
         scores[:] = WORST
+        order = np.zeros(totals[1], np.int64)
         words = np.zeros(totals[2], np.float32)
         centres = np.zeros(totals[3], np.float32)
         column_scales = np.zeros(totals[3])
@@ -236,14 +256,16 @@ class CpuBackend:
             by_panel = panels_of(centred)
             panels[panel : panel + len(by_panel)] = by_panel
             scores[score : score + n_codewords] = own_scores
+            order[score : score + n_codewords] = np.arange(n_codewords)
             words[word : word + n_codewords * dim] = codebook.codewords.reshape(-1)
             centres[column : column + dim] = centre
             factors[number] = scale, factor
             column_scales[column : column + dim], weight_scales[number] = codebook.sum_factors()
         slot_of = {name: number for number, name in enumerate(codebooks)}
         return CpuCodebooks(
-            slot_of, tuple(codebooks.values()), slots, factors, panels, scores, centres, words,
-            laid_out(forms, slots[:, SLOT_SCORES], len(scores)), column_scales, weight_scales,
+            slot_of, tuple(codebooks.values()), slots, factors, panels, scores, order, centres,
+            words, laid_out(forms, slots[:, SLOT_SCORES], len(scores)), column_scales,
+            weight_scales,
         )  # fmt: skip
 
     def assign(
@@ -276,12 +298,13 @@ class CpuBackend:
         for segment in rows.layout.segments:
             slot = codebooks.slot_of.get(segment.field)
             if slot is not None:
-                found = memory.begin(segment, len(codebooks.codebooks[slot].codewords))
+                found = memory.begin(segment, codebooks.codebooks[slot].codewords)
                 if found is not None and not codebooks.repeated(slot):
                     check_columns(segment, int(codebooks.slots[slot, SLOT_DIM]))
                     found.bring_to(codebooks.frame(slot))
                     kept[segment] = found
-        bounds = _gathered(memory.bounds(), kept)
+        orders = {codebooks.slot_of[segment.field]: one.order for segment, one in kept.items()}
+        bounds = _gathered(memory.bounds(), kept, orders)
         memory.forget()  # until the pass has ended well
         self._run(
             rows, codebooks, memory.codes, np.zeros(0), given=False, accumulate=True, bounds=bounds
@@ -362,16 +385,18 @@ class CpuBackend:
             from saec_gpu.backends.cpu_kept_tiles import run_kept_tiles
 
             most_groups, most_rows, most_values = _most_kept(codebooks, kept)
+            panels, scores, order, place = codebooks.reordered(bounds.orders)
             run_kept_tiles(
-                counters[0], kept, codebooks.slots, codebooks.factors, chunk.values,
-                codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words, codes,
+                counters[0], kept, codebooks.slots, codebooks.factors, chunk.values, panels, scores,
+                order, place, codebooks.centres, codebooks.words, codes,
                 bounds.bounds, bounds.drifts, own.rechecked,
                 aligned(max_dim * ROW_LANES, np.float32), aligned(ROW_LANES, np.int32),
                 aligned(LEADS * ROW_LANES, np.float32),
                 aligned(most_groups * ROW_LANES, np.float32), aligned(most_values, np.float32),
                 aligned(most_rows + PANEL, np.float32), aligned(most_rows + PANEL, np.float32),
-                aligned(most_rows + PANEL, np.int32), np.zeros(most_rows + PANEL, np.int64),
-                aligned(most_rows + PANEL, np.float32), aligned(2 * PANEL, np.float32),
+                aligned(most_rows, np.int32), aligned(most_rows + PANEL, np.int32),
+                aligned(most_rows + PANEL, np.int32), aligned(most_rows + PANEL, np.float32),
+                aligned(2 * (most_rows + PANEL), np.float32),
                 np.zeros(most_rows, np.int64),
             )  # fmt: skip
 
@@ -390,8 +415,8 @@ class CpuBackend:
         def work(own: _Accumulators) -> None:
             run_tiles(
                 counters[2], tiles, codebooks.slots, codebooks.factors, chunk.values, weights,
-                codebooks.panels, codebooks.scores, codebooks.centres, codebooks.words,
-                codebooks.column_scales, codebooks.weight_scales, codes, distances,
+                codebooks.panels, codebooks.scores, codebooks.order, codebooks.centres,
+                codebooks.words, codebooks.column_scales, codebooks.weight_scales, codes, distances,
                 accumulate, own.sums, own.sums_low, own.weight_sums, own.weight_sums_low,
                 own.counts, own.rechecked, aligned(max_dim * ROW_LANES, np.float32),
                 aligned(ROW_LANES, np.int32), aligned(LEADS * ROW_LANES, np.float32),
@@ -418,7 +443,9 @@ def _most_kept(codebooks: CpuCodebooks, kept: Int64) -> tuple[int, int, int]:
     return n_groups, int(n_rows.max()), int((n_rows * slots[:, SLOT_DIM]).max())
 
 
-def _gathered(all_bounds: Float32, kept: Mapping[Segment, Bounds]) -> _Bounds:
+def _gathered(
+    all_bounds: Float32, kept: Mapping[Segment, Bounds], orders: Mapping[int, Int64]
+) -> _Bounds:
     """Return the bounds of segments as the kernel takes them."""
     places, n_drifts = {}, 0
     for segment, one in kept.items():
@@ -426,7 +453,7 @@ def _gathered(all_bounds: Float32, kept: Mapping[Segment, Bounds]) -> _Bounds:
         places[segment] = (one.start, n_panels, n_drifts, one.frame is not None)
         n_drifts += n_panels
     drifts = [np.zeros(0, np.float32), *(one.drifts for one in kept.values())]
-    return _Bounds(all_bounds, np.concatenate(drifts), places)
+    return _Bounds(all_bounds, np.concatenate(drifts), places, orders)
 
 
 def _tiles(

@@ -224,12 +224,13 @@ def decide(
     panel: Any,
     scores: Any,
     first_score: Any,
+    order: Any,  # IN  int64: which codeword stands at place k of the panels, at first_score + k
     words: Any,
     word: Any,
     n_codewords: Any,
 ) -> Any:
     """Return one row's code by the definition, among the codewords its bound cannot exclude."""
-    nearest, code = np.inf, 0
+    nearest, code = np.inf, np.int64(0)
     lead = splat(PANEL, bound)
     top = splat(PANEL, best)
     for first in range(0, n_codewords, PANEL):
@@ -244,8 +245,9 @@ def decide(
             k = first + lowest_bit(possible)
             possible &= possible - np.uint64(1)
             if k < n_codewords:
+                k = order[first_score + k]
                 distance = exact_distance(values, row, words, word + k * dim, dim)
-                if distance < nearest:
+                if distance < nearest or (distance == nearest and k < code):
                     nearest, code = distance, k
     return code
 
@@ -294,6 +296,7 @@ def find_codes(
     panel: Any,
     scores: Any,
     first_score: Any,
+    order: Any,  # IN  int64: codewords stand by number
     words: Any,
     first_word: Any,
     n_codewords: Any,
@@ -321,7 +324,7 @@ def find_codes(
             if lane < lanes:
                 lane_codes[lane] = decide(
                     block, lane, leads[lane], leads[ROW_LANES + lane], values, at + lane * dim,
-                    dim, panels, panel, scores, first_score, words, first_word, n_codewords,
+                    dim, panels, panel, scores, first_score, order, words, first_word, n_codewords,
                 )  # fmt: skip
                 rechecked += 1
         for lane in range(lanes):

@@ -34,8 +34,10 @@ def run_kept_tiles(
     slots: Any,  # IN  int64 (n_slots, SLOT_FIELDS)
     factors: Any,  # IN  float32 (n_slots, 2): scale of the filter, A
     values: Any,  # IN  float32, flat
-    panels: Any,  # IN  float32, flat
-    scores: Any,  # IN  float32
+    panels: Any,  # IN  float32, flat: codewords as `order` has them
+    scores: Any,  # IN  float32: likewise
+    order: Any,  # IN  int64, flat as scores: which codeword stands at a place
+    place: Any,  # IN  int64, flat as scores: where a codeword stands
     centres: Any,  # IN  float32
     words: Any,  # IN  float32, flat: the codewords themselves
     codes: Any,  # INOUT uint32
@@ -49,10 +51,11 @@ def run_kept_tiles(
     centred: Any,  # scratch float32 (max values of a tile)
     own: Any,  # scratch float32 (max rows of a tile + PANEL)
     norms: Any,  # scratch float32 (max rows of a tile + PANEL)
+    places: Any,  # scratch int32 (max rows of a tile)
     needs: Any,  # scratch int32 (max rows of a tile + PANEL)
-    found: Any,  # scratch int64 (max rows of a tile + PANEL)
+    found: Any,  # scratch int32 (max rows of a tile + PANEL)
     best: Any,  # scratch float32 (max rows of a tile + PANEL)
-    lines: Any,  # scratch float32 (2 * PANEL)
+    lines: Any,  # scratch float32 (2 * (max rows of a tile + PANEL))
     listed: Any,  # scratch int64 (max rows of a tile)
 ) -> None:
     """Take tiles until none is left: bring codes and bounds up to date."""
@@ -64,9 +67,9 @@ def run_kept_tiles(
         rechecked[slot] += find_kept_codes(
             values, tiles[tile, TILE_VALUES], tiles[tile, TILE_ROWS], slots[slot, SLOT_DIM],
             factors[slot, 0], factors[slot, 1], centres, slots[slot, SLOT_COLUMNS], panels,
-            slots[slot, SLOT_PANEL], scores, slots[slot, SLOT_SCORES], words,
+            slots[slot, SLOT_PANEL], scores, slots[slot, SLOT_SCORES], order, place, words,
             slots[slot, SLOT_WORDS], slots[slot, SLOT_CODEWORDS], codes, tiles[tile, TILE_CODES],
             bounds, tiles[tile, TILE_BOUNDS], drifts, tiles[tile, TILE_DRIFTS],
             tiles[tile, TILE_KNOWN] != 0, block, lane_codes, leads, tops, centred, own, norms,
-            needs, found, best, lines, listed,
+            places, needs, found, best, lines, listed,
         )  # fmt: skip

@@ -5,8 +5,10 @@ distance to every codeword of the panel but its own, as in Yinyang k-means (Ding
 with panels for groups. When codewords move, no bound is touched: it holds the sum of the distances
 by which its panel's farthest mover had moved until then (`drifts`), and is compared with what that
 sum is now. A row's own distance is computed anew; a panel whose bound is still above it cannot win,
-and is passed over. What is left is looked at panel by panel, and a row for which that does not
-suffice goes through the filter as if nothing were known of it (`rank`, `decide`).
+and is passed over. Panels are of codewords near each other (cpu_kept.neighbours_together), so that
+few of them are near a row: codeword order[k] stands at place k of the panels. What is left is
+looked at panel by panel, and a row for which that does not suffice goes through the filter as if
+nothing were known of it (`rank`, `decide`).
 
 All distances are those of scaled rows, as in cpu_filter; u = 2⁻²⁴, A, y, e, Y, E and T_k are as
 there. A code that is kept is the one that the definition gives, because
@@ -42,7 +44,7 @@ from saec_gpu.backends.simd import (
     broadcast,
     fma,
     greater,
-    lanes_maximum,
+    lanes_maxima,
     lanes_sum,
     larger,
     load,
@@ -64,7 +66,13 @@ GROUPS = PANEL // GROUP
 TOGETHER = 4  # rows whose scores are found at once: they share a panel's loads
 COLUMNS = 8  # columns of a row that are taken at once
 NOWHERE = np.float32(-np.inf)  # an own distance below every bound: no panel is looked at
-MOST_PANELS = 0.5  # of a row's panels; beyond, looking at all of them with the filter is faster
+BYTE = 8  # rows whose marks are looked up at once
+# of each byte the bits that are set, ascending, then the others; and how many are set
+BITS_SET = np.array(
+    [sorted(range(BYTE), key=lambda bit: not byte >> bit & 1) for byte in range(2**BYTE)], np.int32
+).reshape(-1)
+N_SET = np.array([byte.bit_count() for byte in range(2**BYTE)])
+MOST_PANELS = 0.7  # of a row's panels; beyond, looking at all of them with the filter is faster
 
 
 def _lower_distance(lanes: int) -> Any:
@@ -136,8 +144,7 @@ def _score_rows(
     place: Any,
     scores: Any,
     score: Any,
-    codes: Any,
-    first_code: Any,
+    places: Any,
     first: Any,
     best: Any,
 ) -> None:
@@ -153,10 +160,15 @@ def _score_rows(
         s1 = fma(broadcast(PANEL, centred, r1 * dim + j), e, s1)
         s2 = fma(broadcast(PANEL, centred, r2 * dim + j), e, s2)
         s3 = fma(broadcast(PANEL, centred, r3 * dim + j), e, s3)
-    best[i] = lanes_maximum(with_lane(s0, np.int32(codes[first_code + r0]) - first, WORST))
-    best[i + 1] = lanes_maximum(with_lane(s1, np.int32(codes[first_code + r1]) - first, WORST))
-    best[i + 2] = lanes_maximum(with_lane(s2, np.int32(codes[first_code + r2]) - first, WORST))
-    best[i + 3] = lanes_maximum(with_lane(s3, np.int32(codes[first_code + r3]) - first, WORST))
+    c0 = places[r0] - first
+    c1 = places[r1] - first
+    c2 = places[r2] - first
+    c3 = places[r3] - first
+    # one unsigned comparison tells whether any of the four has its own codeword here
+    if min(np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)) < PANEL:
+        s0, s1 = with_lane(s0, c0, WORST), with_lane(s1, c1, WORST)
+        s2, s3 = with_lane(s2, c2, WORST), with_lane(s3, c3, WORST)
+    store(best, i, lanes_maxima(s0, s1, s2, s3))
 
 
 @inlined
@@ -171,12 +183,17 @@ def _measure_rows(
     first_word: Any,
     codes: Any,
     first_code: Any,
+    place: Any,
+    first_score: Any,
     own: Any,  # OUT float32 (n_rows)
+    places: Any,  # OUT int32 (n_rows): where their codewords stand
     needs: Any,  # OUT int32 (n_rows): zeros
 ) -> None:
     """Write how far rows are from their own codewords, at most."""
     for i in range(n_rows):
-        word = first_word + np.int64(codes[first_code + i]) * dim
+        code = np.int64(codes[first_code + i])
+        places[i] = place[first_score + code]
+        word = first_word + code * dim
         own[i] = _upper_distance(values, row + i * dim, words, word, dim, scale, factor)
         needs[i] = 0
 
@@ -235,16 +252,18 @@ def _find_rows(
     drift: Any,
     bounds: Any,
     at: Any,
-    found: Any,  # OUT int64 (n_rows + PANEL)
+    found: Any,  # OUT int32 (n_rows + PANEL)
 ) -> Any:
     """Write which rows one panel's bound fails for, the last one repeated; return how many."""
     n_found = 0
     for first in range(0, n_rows, PANEL):
         possible = unproved_lanes(_passed(own, first, drift, bounds, at))
-        while possible:
-            found[n_found] = first + lowest_bit(possible)
-            possible &= possible - np.uint64(1)
-            n_found += 1
+        # a look-up a byte, where a loop over bits would mostly be predicted wrong
+        for byte in range(0, PANEL, BYTE):
+            bits = np.int64((possible >> np.uint64(byte)) & np.uint64(2**BYTE - 1))
+            rows = add_int(load(BYTE, BITS_SET, bits * BYTE), splat(BYTE, np.int32(first + byte)))
+            store(found, n_found, rows)
+            n_found += N_SET[bits]
     while n_found and found[n_found - 1] >= n_rows:
         n_found -= 1
     if n_found:
@@ -269,23 +288,26 @@ def _renew_bounds(
     n_listed: Any,
 ) -> Any:
     """Write one panel's bounds from best scores; list the rows that it may win."""
+    # gathered for all rows before any are loaded as vectors: a load of many small stores that have
+    # not yet reached the cache has to wait for them
+    half = len(lines) // 2
+    for i in range(n_found):
+        lines[i] = norms[found[i]]
+        lines[half + i] = own[found[i]]
     for first in range(0, n_found, PANEL):
-        n_lanes = min(n_found - first, PANEL)
-        for lane in range(n_lanes):
-            lines[lane] = norms[found[first + lane]]
-            lines[PANEL + lane] = own[found[first + lane]]
-        lower = _panel_lower_distance(load(PANEL, lines, 0), load(PANEL, best, first), factor)
-        failed = unproved_lanes(greater(lower, load(PANEL, lines, PANEL)))
-        store(lines, 0, mul(add(lower, drift), splat(PANEL, SHRINK)))
-        for lane in range(n_lanes):
-            bounds[at + found[first + lane]] = lines[lane]
+        norm = load(PANEL, lines, first)
+        lower = _panel_lower_distance(norm, load(PANEL, best, first), factor)
+        failed = unproved_lanes(greater(lower, load(PANEL, lines, half + first)))
+        store(best, first, mul(add(lower, drift), splat(PANEL, SHRINK)))
         while failed:
-            lane = lowest_bit(failed)
+            i = first + lowest_bit(failed)
             failed &= failed - np.uint64(1)
-            if lane < n_lanes:
-                listed[n_listed] = found[first + lane]
+            if i < n_found:
+                listed[n_listed] = found[i]
                 n_listed += 1
-                own[found[first + lane]] = NOWHERE
+                own[found[i]] = NOWHERE
+    for i in range(n_found):
+        bounds[at + found[i]] = best[i]
     return n_listed
 
 
@@ -360,6 +382,8 @@ def find_kept_codes(
     panel: Any,
     scores: Any,
     first_score: Any,
+    order: Any,
+    place: Any,
     words: Any,
     first_word: Any,
     n_codewords: Any,
@@ -377,10 +401,11 @@ def find_kept_codes(
     centred: Any,  # scratch float32 (rows of a tile * dim)
     own: Any,  # scratch float32 (rows of a tile + PANEL)
     norms: Any,  # scratch float32 (rows of a tile + PANEL)
+    places: Any,  # scratch int32 (rows of a tile)
     needs: Any,  # scratch int32 (rows of a tile + PANEL)
-    found: Any,  # scratch int64 (rows of a tile + PANEL)
+    found: Any,  # scratch int32 (rows of a tile + PANEL)
     best: Any,  # scratch float32 (rows of a tile + PANEL)
-    lines: Any,  # scratch float32 (2 * PANEL)
+    lines: Any,  # scratch float32 (2 * (rows of a tile + PANEL))
     listed: Any,  # scratch int64 (rows of a tile)
 ) -> Any:
     """Bring codes and bounds up to date; return how many rows the filter did not prove."""
@@ -388,8 +413,8 @@ def find_kept_codes(
     if known:
         n_panels = (n_codewords + PANEL - 1) // PANEL
         _measure_rows(
-            values, row, n_rows, dim, scale, factor, words, first_word, codes, first_code, own,
-            needs,
+            values, row, n_rows, dim, scale, factor, words, first_word, codes, first_code, place,
+            first_score, own, places, needs,
         )  # fmt: skip
         n_listed = _list_rows(
             values, row, n_rows, dim, scale, centres, column, n_panels, bounds, first_bound,
@@ -402,7 +427,7 @@ def find_kept_codes(
             for i in range(0, n_found, TOGETHER):
                 _score_rows(
                     centred, found, i, dim, panels, panel + p * PANEL * dim, scores,
-                    first_score + p * PANEL, codes, first_code, p * PANEL, best,
+                    first_score + p * PANEL, places, np.int32(p * PANEL), best,
                 )  # fmt: skip
             n_listed = _renew_bounds(
                 found, n_found, best, norms, factor, drift, bounds, at, own, lines, listed,
@@ -426,15 +451,15 @@ def find_kept_codes(
             if (unproved >> np.uint64(lane)) & np.uint64(1):
                 # its own codeword may be any: `tops` stays as it is, not below the others' scores
                 at = row + i * dim
-                lane_codes[lane] = decide(
+                codes[first_code + i] = decide(
                     block, lane, leads[lane], leads[ROW_LANES + lane], values, at, dim, panels,
-                    panel, scores, first_score, words, first_word, n_codewords,
+                    panel, scores, first_score, order, words, first_word, n_codewords,
                 )  # fmt: skip
                 rechecked += 1
             else:
                 group = lane_codes[lane] // GROUP
                 tops[group * ROW_LANES + lane] = leads[2 * ROW_LANES + lane]
-            codes[first_code + i] = lane_codes[lane]
+                codes[first_code + i] = order[first_score + lane_codes[lane]]
         _keep_bounds(
             listed, start, lanes, known, n_codewords, factor, tops, leads, drifts, first_drift,
             bounds, first_bound, n_rows,

@@ -65,6 +65,7 @@ def run_tiles(
     weights: Any,  # IN  float64
     panels: Any,  # IN  float32, flat
     scores: Any,  # IN  float32
+    order: Any,  # IN  int64, flat as scores: codewords stand by number
     centres: Any,  # IN  float32
     words: Any,  # IN  float32, flat: the codewords themselves
     column_scales: Any,  # IN  float64: 2^s_j
@@ -102,8 +103,8 @@ def run_tiles(
         if not tiles[tile, TILE_FOUND]:
             rechecked[slot] += find_codes(
                 values, first_value, n_rows, dim, factors[slot, 0], factors[slot, 1], centres,
-                column, panels, panel, scores, first_score, words, first_word, n_codewords, codes,
-                first_code, block, lane_codes, leads,
+                column, panels, panel, scores, first_score, order, words, first_word, n_codewords,
+                codes, first_code, block, lane_codes, leads,
             )  # fmt: skip
         if len(distances):
             _measure(

@@ -9,7 +9,7 @@ Vectors live in registers only: arrays are read and written by `load` and `store
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llvmlite import ir
@@ -188,33 +188,50 @@ def with_lane(typing: Any, x: Any, lane: Any, number: Any) -> Any:
     return x(x, types.int32, x.element), generate
 
 
-def _folded(emit: Callable[[Any, Any, Any], Any]) -> Any:
-    """Return an operation that halves a vector, lane by lane, until one number is left."""
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def operation(typing: Any, x: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            left, lanes = args[0], x.lanes
-            while lanes > 1:
-                lanes //= 2
-                whole = ir.VectorType(ir.IntType(32), lanes)
-                nothing = ir.Constant(left.type, ir.Undefined)
-                low, high = (
-                    builder.shuffle_vector(
-                        left, nothing, ir.Constant(whole, list(range(first, first + lanes)))
-                    )
-                    for first in (0, lanes)
-                )
-                left = emit(builder, low, high)
-            return builder.extract_element(left, ir.Constant(ir.IntType(32), 0))
-
-        return x.element(x), generate
-
-    return operation
+def _taken(builder: Any, x: Any, y: Any, places: Iterable[int]) -> Any:
+    """Return lanes of x and, counted on from its last, of y."""
+    numbers = list(places)
+    kind = ir.VectorType(ir.IntType(32), len(numbers))
+    return builder.shuffle_vector(x, y, ir.Constant(kind, numbers))
 
 
-lanes_sum = _folded(lambda builder, x, y: builder.fadd(x, y))
-lanes_maximum = _folded(lambda builder, x, y: builder.select(_compared(builder, ">", x, y), x, y))
+@intrinsic  # type: ignore[untyped-decorator]
+def lanes_sum(typing: Any, x: Any) -> Any:
+    """Return the sum of a vector's lanes: halves are added until one is left."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        left, lanes = args[0], x.lanes
+        while lanes > 1:
+            lanes //= 2
+            low, high = range(lanes), range(lanes, 2 * lanes)
+            left = builder.fadd(
+                _taken(builder, left, left, low), _taken(builder, left, left, high)
+            )  # fmt: skip
+        return builder.extract_element(left, ir.Constant(ir.IntType(32), 0))
+
+    return x.element(x), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lanes_maxima(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Return the maximum of each of four vectors, as four lanes."""
+    four = Vector(a.element, 4)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def most(x: Any, y: Any, first: Iterable[int], second: Iterable[int]) -> Any:
+            left, right = (_taken(builder, x, y, places) for places in (first, second))
+            return builder.select(_compared(builder, ">", left, right), left, right)
+
+        rest, lanes = list(args), a.lanes
+        while lanes > 4:
+            lanes //= 2
+            rest = [most(x, x, range(lanes), range(lanes, 2 * lanes)) for x in rest]
+        # lanes of two vectors side by side, then of all four
+        ab, cd = (most(x, y, [0, 4, 1, 5], [2, 6, 3, 7]) for x, y in (rest[:2], rest[2:]))
+        return most(ab, cd, [0, 1, 4, 5], [2, 3, 6, 7])
+
+    return four(a, b, c, d), generate
+
 
 TAG_BITS = 2
 
@@ -306,29 +323,20 @@ def dot_pairs(typing: Any, x: Any, y: Any, z: Any) -> Any:
         products = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(sums, [pairs, pairs]), f"llvm.x86.{by_lanes[step]}"
         )
-        nothing = ir.Constant(llvm, ir.Undefined)
-        places = ir.VectorType(ir.IntType(32), step)
         parts = []
         for first in range(0, x.lanes, step):
-            taken = ir.Constant(places, list(range(first, first + step)))
-            a, b, c = (builder.shuffle_vector(arg, nothing, taken) for arg in args)
+            a, b, c = (_taken(builder, arg, arg, range(first, first + step)) for arg in args)
             found = builder.call(products, [builder.bitcast(a, pairs), builder.bitcast(b, pairs)])
             parts.append(builder.add(found, c))
-        return _joined(builder, parts)
+        while len(parts) > 1:
+            lanes = range(2 * parts[0].type.count)
+            parts = [
+                _taken(builder, low, high, lanes)
+                for low, high in zip(parts[::2], parts[1::2], strict=True)
+            ]
+        return parts[0]
 
     return x(x, y, z), generate
-
-
-def _joined(builder: Any, parts: list[Any]) -> Any:
-    """Return a power of two of vectors as one."""
-    while len(parts) > 1:
-        lanes = 2 * parts[0].type.count
-        places = ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(lanes)))
-        parts = [
-            builder.shuffle_vector(low, high, places)
-            for low, high in zip(parts[::2], parts[1::2], strict=True)
-        ]
-    return parts[0]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
