@@ -16,6 +16,7 @@ import reference
 import saec_gpu as saec
 from builders import opened
 from conftest import EMULATED
+from saec_gpu.clustering import continued
 from saec_gpu.clustering.margin import NO_CODE
 from saec_gpu.clustering.selection import PAYS_FROM, ROWS_A_CODEWORD
 from saec_gpu.errors import (
@@ -105,6 +106,60 @@ def test_an_update_is_that_of_the_oracle(
         uses = np.bincount(codes, minlength=len(codewords)).tolist()
         assert field.out_of_vocabulary == reference.most_central(codewords, uses)
     assert made.verify(now, weights=counts).ok
+
+
+def by_the_oracle(before: saec.Artifact, rows: NDArray[Any], k: int) -> bytes:
+    """Return the bytes of the codebook of field x that the oracle makes of an hour's rows."""
+    codes = [int(code) for code in before["x"].codes[: len(rows)]]
+    codes += [NO_CODE] * (len(rows) - len(codes))
+    codewords, _ = reference.next_hour(
+        rows, None, before["x"].codebook, codes, k, margin=0.25, max_iter=0, field="x",
+        codewords_dtype="float32",
+    )  # fmt: skip
+    return codewords.tobytes()
+
+
+def test_how_many_codewords_are_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # codeword c stands at c, and fewer rows are there than at c - 1
+    places = np.repeat(np.arange(40), 60 - np.arange(40))
+    before = saec.compress(
+        {"x": places[:, None].astype(np.float32)}, codewords=40, codewords_dtype="float32",
+        out=tmp_path / "last.saec",
+    )  # fmt: skip
+    assert before["x"].codebook[:, 0].tolist() == list(range(40))
+    # of 32 and 33 some rows go one to the left: as near to their own as to the last but one rival
+    now = places.copy()
+    for code in (32, 33):
+        now[np.flatnonzero(places == code)[:9]] -= 1
+    rows = now[:, None].astype(np.float32)
+    expected = by_the_oracle(before, rows, 40)
+
+    def updated(name: str) -> bytes:
+        return saec.update(before, {"x": rows}, out=tmp_path / name)["x"].codebook.tobytes()
+
+    assert updated("now.saec") == expected
+    for rivals in (31, 33):
+        monkeypatch.setattr(continued, "RIVALS", rivals)
+        assert updated(f"{rivals}.saec") != expected
+
+
+def test_among_how_many_rows_added_codewords_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(29)  # one of few: the worst served are seldom the last of all
+    rows = rng.standard_normal((600, 2)).astype(np.float32)
+    before = saec.compress(
+        {"x": rows[:450]}, codewords=10, codewords_dtype="float32", out=tmp_path / "last.saec"
+    )
+    expected = by_the_oracle(before, rows, 13)
+
+    def updated(name: str) -> bytes:
+        return saec.update(before, {"x": rows}, out=tmp_path / name)["x"].codebook.tobytes()
+
+    assert updated("now.saec") == expected
+    for among in (15, 17):
+        monkeypatch.setattr(continued, "ROWS_A_REFILL", among)
+        assert updated(f"{among}.saec") != expected
 
 
 def test_what_an_update_changes_least(
