@@ -108,15 +108,31 @@ def test_an_update_is_that_of_the_oracle(
     assert made.verify(now, weights=counts).ok
 
 
-def by_the_oracle(before: saec.Artifact, rows: NDArray[Any], k: int) -> bytes:
-    """Return the bytes of the codebook of field x that the oracle makes of an hour's rows."""
+def assert_held(
+    constant: str,
+    value: int,
+    before: saec.Artifact,
+    rows: NDArray[Any],
+    k: int,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An update of field x has the oracle's codebook, and other ones if a constant is one off."""
     codes = [int(code) for code in before["x"].codes[: len(rows)]]
     codes += [NO_CODE] * (len(rows) - len(codes))
     codewords, _ = reference.next_hour(
         rows, None, before["x"].codebook, codes, k, margin=0.25, max_iter=0, field="x",
         codewords_dtype="float32",
     )  # fmt: skip
-    return codewords.tobytes()
+
+    def updated(name: str) -> bytes:
+        return saec.update(before, {"x": rows}, out=folder / name)["x"].codebook.tobytes()
+
+    assert getattr(continued, constant) == value
+    assert updated("now.saec") == codewords.tobytes()
+    for other in (value - 1, value + 1):
+        monkeypatch.setattr(continued, constant, other)
+        assert updated(f"{other}.saec") != codewords.tobytes()
 
 
 def test_how_many_codewords_are_rivals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,15 +148,7 @@ def test_how_many_codewords_are_rivals(tmp_path: Path, monkeypatch: pytest.Monke
     for code in (32, 33):
         now[np.flatnonzero(places == code)[:9]] -= 1
     rows = now[:, None].astype(np.float32)
-    expected = by_the_oracle(before, rows, 40)
-
-    def updated(name: str) -> bytes:
-        return saec.update(before, {"x": rows}, out=tmp_path / name)["x"].codebook.tobytes()
-
-    assert updated("now.saec") == expected
-    for rivals in (31, 33):
-        monkeypatch.setattr(continued, "RIVALS", rivals)
-        assert updated(f"{rivals}.saec") != expected
+    assert_held("RIVALS", 32, before, rows, 40, tmp_path, monkeypatch)
 
 
 def test_among_how_many_rows_added_codewords_begin(
@@ -151,15 +159,7 @@ def test_among_how_many_rows_added_codewords_begin(
     before = saec.compress(
         {"x": rows[:450]}, codewords=10, codewords_dtype="float32", out=tmp_path / "last.saec"
     )
-    expected = by_the_oracle(before, rows, 13)
-
-    def updated(name: str) -> bytes:
-        return saec.update(before, {"x": rows}, out=tmp_path / name)["x"].codebook.tobytes()
-
-    assert updated("now.saec") == expected
-    for among in (15, 17):
-        monkeypatch.setattr(continued, "ROWS_A_REFILL", among)
-        assert updated(f"{among}.saec") != expected
+    assert_held("ROWS_A_REFILL", 16, before, rows, 13, tmp_path, monkeypatch)
 
 
 def test_what_an_update_changes_least(

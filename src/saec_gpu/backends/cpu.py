@@ -29,12 +29,13 @@ from saec_gpu.backends.cpu_first_pass import (
     run_first_pass,
 )
 from saec_gpu.backends.cpu_kept import Bounds, Frame, KeptRows, KeptStore
-from saec_gpu.backends.cpu_layout import aligned, panels_of
+from saec_gpu.backends.cpu_layout import aligned, in_panels, panels_of, rows_of_panels
 from saec_gpu.backends.cpu_tiles import (
     SLOT_CODEWORDS,
     SLOT_COLUMNS,
     SLOT_DIM,
     SLOT_FIELDS,
+    SLOT_PANEL,
     SLOT_SCORES,
     SLOT_WIDE,
     TILE_BOUNDS,
@@ -133,15 +134,18 @@ class CpuCodebooks:
 
     def reordered(self, orders: Mapping[int, Int64]) -> tuple[Float32, Float32, Int64, Int64]:
         """Return panels, scores, order and its inverse, with some slots' codewords in an order."""
+        if not orders:
+            return self.panels, self.scores, self.order, self.order
         panels, scores, order = self.panels.copy(), self.scores.copy(), self.order.copy()
         place = self.order.copy()
         for number, own_order in orders.items():
-            dim, n_codewords, panel, score = (int(n) for n in self.slots[number, :4])
+            dim, n_codewords, panel, score = (
+                int(n)
+                for n in self.slots[number, [SLOT_DIM, SLOT_CODEWORDS, SLOT_PANEL, SLOT_SCORES]]
+            )
             own = slice(score, score + n_codewords)
-            size = -(-n_codewords // PANEL) * PANEL * dim
-            laid = slice(panel, panel + size)
-            rows = self.panels[laid].reshape(-1, dim, PANEL).transpose(0, 2, 1).reshape(-1, dim)
-            panels[laid] = panels_of(rows[own_order])
+            laid = slice(panel, panel + in_panels(n_codewords) * dim)
+            panels[laid] = panels_of(rows_of_panels(self.panels[laid], dim)[own_order])
             scores[own] = self.scores[own][own_order]
             order[own] = own_order
             place[own] = np.argsort(own_order)
@@ -236,7 +240,7 @@ class CpuBackend:
         totals = np.zeros(4, np.int64)  # panels, scores, words, columns laid out so far
         for slot, codebook in zip(slots, codebooks.values(), strict=True):
             n_codewords, dim = codebook.codewords.shape
-            padded = -(-n_codewords // PANEL) * PANEL
+            padded = in_panels(n_codewords)
             wide = codebook.fixed_point is not None and codebook.fixed_point.wide
             slot[:] = [dim, n_codewords, *totals, wide]
             totals += [padded * dim, padded, n_codewords * dim, dim]
@@ -363,7 +367,6 @@ class CpuBackend:
         """Hand the chunk's tiles to the threads and wait for them."""
         found = list(_tiles(chunk, codebooks, bounds.places))
         tiles = np.array(found, np.int64).reshape(-1, TILE_COLUMNS)
-        tiles[:, TILE_FOUND] = given
         if len(tiles) == 0:
             return
         n_threads = min(self.threads, len(tiles))
@@ -376,16 +379,16 @@ class CpuBackend:
         weights = chunk.weights if chunk.weights is not None else np.zeros(0)
         counters = np.zeros((3, 1), np.int64)
         max_dim = int(codebooks.slots[:, SLOT_DIM].max())
-        kept = tiles[tiles[:, TILE_BOUNDS] >= 0]
-        tiles[tiles[:, TILE_BOUNDS] >= 0, TILE_FOUND] = True
-        sought = tiles[:, TILE_FOUND] == 0
         first = codebooks.first
+        is_kept = tiles[:, TILE_BOUNDS] >= 0
+        tiles[:, TILE_FOUND] = is_kept | given
+        kept, sought = tiles[is_kept], tiles[tiles[:, TILE_FOUND] == 0]
+        panels, scores, order, place = codebooks.reordered(bounds.orders)
 
         def find_kept(own: _Accumulators) -> None:
             from saec_gpu.backends.cpu_kept_tiles import run_kept_tiles
 
             most_groups, most_rows, most_values = _most_kept(codebooks, kept)
-            panels, scores, order, place = codebooks.reordered(bounds.orders)
             run_kept_tiles(
                 counters[0], kept, codebooks.slots, codebooks.factors, chunk.values, panels, scores,
                 order, place, codebooks.centres, codebooks.words, codes,
@@ -423,7 +426,7 @@ class CpuBackend:
             )  # fmt: skip
 
         steps = [find_kept] if len(kept) else []
-        if (first.places[tiles[sought, TILE_SLOT]] >= 0).any():
+        if (first.places[sought[:, TILE_SLOT]] >= 0).any():
             steps.append(find_first)
         steps.append(work)
         if n_threads == 1:

@@ -203,10 +203,8 @@ def lanes_sum(typing: Any, x: Any) -> Any:
         left, lanes = args[0], x.lanes
         while lanes > 1:
             lanes //= 2
-            low, high = range(lanes), range(lanes, 2 * lanes)
-            left = builder.fadd(
-                _taken(builder, left, left, low), _taken(builder, left, left, high)
-            )  # fmt: skip
+            halves = range(lanes), range(lanes, 2 * lanes)
+            left = builder.fadd(*(_taken(builder, left, left, places) for places in halves))
         return builder.extract_element(left, ir.Constant(ir.IntType(32), 0))
 
     return x.element(x), generate
