@@ -136,8 +136,9 @@ class CpuCodebooks:
         """Return panels, scores, order and its inverse, with some slots' codewords in an order."""
         if not orders:
             return self.panels, self.scores, self.order, self.order
-        panels, scores, order = self.panels.copy(), self.scores.copy(), self.order.copy()
-        place = self.order.copy()
+        panels, scores = aligned(len(self.panels), np.float32), self.scores.copy()
+        panels[:] = self.panels
+        order, place = self.order.copy(), self.order.copy()
         for number, own_order in orders.items():
             dim, n_codewords, panel, score = (
                 int(n)
