@@ -27,6 +27,7 @@ from saec_gpu.backends.cpu_first_pass import (
     laid_out,
     pays,
     run_first_pass,
+    scratch,
 )
 from saec_gpu.backends.cpu_kept import Bounds, Frame, KeptRows, KeptStore
 from saec_gpu.backends.cpu_layout import aligned, in_panels, panels_of, rows_of_panels
@@ -405,15 +406,11 @@ class CpuBackend:
             )  # fmt: skip
 
         def find_first(own: _Accumulators) -> None:
-            most_groups = -(-int(codebooks.slots[:, SLOT_CODEWORDS].max()) // GROUP)
+            most_codewords = int(codebooks.slots[:, SLOT_CODEWORDS].max())
             run_first_pass(
                 counters[1], tiles, codebooks.slots, codebooks.factors, chunk.values,
-                codebooks.centres, codebooks.words, first.places, first.numbers, first.word_pairs,
-                first.biases, first.shares, codes, own.rechecked, own.looked_at,
-                aligned(max_dim * ROW_LANES, np.float32),
-                aligned((max_dim + 1) // 2 * ROW_LANES, np.int32), aligned(ROW_LANES, np.int32),
-                aligned(ROW_LANES, np.int32), aligned(2 * ROW_LANES, np.float32),
-                aligned(most_groups * ROW_LANES, np.int32),
+                codebooks.centres, codebooks.words, first.places, first.numbers, first.pairs, first.biases, codes,
+                own.rechecked, own.looked_at, *scratch(max_dim, most_codewords),
             )  # fmt: skip
 
         def work(own: _Accumulators) -> None:

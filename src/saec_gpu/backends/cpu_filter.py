@@ -148,7 +148,7 @@ def best_so_far(left: Any, right: Any, best: Any, second: Any, index: Any, first
 
 
 @inlined
-def _bound(norms: Any, best: Any, factor: Any) -> Any:
+def lead_bound(norms: Any, best: Any, factor: Any) -> Any:
     """Return the lead over the second best score that proves a winner (see the module's text)."""
     n_lanes = ROW_LANES
     by_score = fma(splat(n_lanes, np.float32(-8.0) * factor), best, splat(n_lanes, FLOOR))
@@ -192,7 +192,7 @@ def rank(
     for j in range(dim):
         y = load(ROW_LANES, block, j * ROW_LANES)
         norms = fma(y, y, norms)
-    bound = _bound(norms, best, factor)
+    bound = lead_bound(norms, best, factor)
     store(codes, 0, add_int(index, tags(best)))
     store(leads, 0, best)
     store(leads, ROW_LANES, bound)

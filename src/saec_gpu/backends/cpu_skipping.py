@@ -38,6 +38,9 @@ import numpy as np
 
 from saec_gpu.backends.cpu_filter import FLOOR, GROUP, PANEL, WORST, decide, fill_block, rank
 from saec_gpu.backends.simd import (
+    BITS_SET,
+    BYTE,
+    N_SET,
     ROW_LANES,
     add,
     add_int,
@@ -66,12 +69,6 @@ GROUPS = PANEL // GROUP
 TOGETHER = 4  # rows whose scores are found at once: they share a panel's loads
 COLUMNS = 8  # columns of a row that are taken at once
 NOWHERE = np.float32(-np.inf)  # an own distance below every bound: no panel is looked at
-BYTE = 8  # rows whose marks are looked up at once
-# of each byte the bits that are set, ascending, then the others; and how many are set
-BITS_SET = np.array(
-    [sorted(range(BYTE), key=lambda bit: not byte >> bit & 1) for byte in range(2**BYTE)], np.int32
-).reshape(-1)
-N_SET = np.array([byte.bit_count() for byte in range(2**BYTE)])
 MOST_PANELS = 0.7  # of a row's panels; beyond, looking at all of them with the filter is faster
 
 
@@ -258,7 +255,6 @@ def _find_rows(
     n_found = 0
     for first in range(0, n_rows, PANEL):
         possible = unproved_lanes(_passed(own, first, drift, bounds, at))
-        # a look-up a byte, where a loop over bits would mostly be predicted wrong
         for byte in range(0, PANEL, BYTE):
             bits = np.int64((possible >> np.uint64(byte)) & np.uint64(2**BYTE - 1))
             rows = add_int(load(BYTE, BITS_SET, bits * BYTE), splat(BYTE, np.int32(first + byte)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -21,6 +22,7 @@ from numba.extending import intrinsic, models, register_model
 _ELEMENTS = {
     types.float32: ir.FloatType(),
     types.float64: ir.DoubleType(),
+    types.int16: ir.IntType(16),
     types.int32: ir.IntType(32),
     types.int64: ir.IntType(64),
     types.boolean: ir.IntType(1),
@@ -30,10 +32,8 @@ _ELEMENTS = {
 _FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 # rows that a kernel takes at once: 4 x 64 sums fill 16 of 32 wide registers
 ROW_LANES = 64 if "+avx512f" in _FEATURES else 16
-# bits of the registers whose pairs of int16 one instruction multiplies and adds; 0 where none does
+# bits of the registers whose pairs of bytes one instruction multiplies and adds; 0 where none does
 PAIR_BITS = 512 if "+avx512bw" in _FEATURES else 256 if "+avx2" in _FEATURES else 0
-# whether one instruction also adds that to sums, at the rate of fused multiply-adds
-FAST_PAIRS = "+avx512vnni" in _FEATURES or "+avxvnni" in _FEATURES
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -211,6 +211,24 @@ def lanes_sum(typing: Any, x: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def lanes_maximum(typing: Any, x: Any) -> Any:
+    """Return the maximum of a vector's lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        left, lanes = args[0], x.lanes
+        while lanes > 1:
+            lanes //= 2
+            low, high = (
+                _taken(builder, left, left, places)
+                for places in (range(lanes), range(lanes, 2 * lanes))
+            )
+            left = builder.select(_compared(builder, ">", low, high), low, high)
+        return builder.extract_element(left, ir.Constant(ir.IntType(32), 0))
+
+    return x.element(x), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def lanes_maxima(typing: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """Return the maximum of each of four vectors, as four lanes."""
     four = Vector(a.element, 4)
@@ -268,58 +286,64 @@ def tags(typing: Any, x: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def as_float(typing: Any, x: Any) -> Any:
-    """Return int32 lanes as float32, rounded to nearest."""
+    """Return lanes of integers as float32, rounded to nearest."""
     floats = Vector(types.float32, x.lanes)
     return floats(x), lambda context, builder, signature, args: builder.sitofp(
         args[0], _llvm(floats)
     )
 
 
-def _nearest(builder: Any, vector: Vector, x: Any, scale: Any) -> Any:
-    """Return int32 lanes of which the lowest 16 bits are x * scale, |x * scale| < 2¹⁵, rounded."""
-    # the float32 1.5 * 2²³ plus a number holds it in its lowest bits, rounded once to nearest
-    magic = ir.Constant(_llvm(vector), [1.5 * 2.0**23] * vector.lanes)
-    found = _call(builder, "llvm.fma", vector, [x, _spread(builder, vector, scale), magic])
-    return builder.bitcast(found, ir.VectorType(ir.IntType(32), vector.lanes))
+def _rounded(builder: Any, kinds: str, whole: Vector, args: Any) -> Any:
+    kind = ir.FunctionType(_llvm(whole), [args[0].type])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.lrint.{kinds}")
+    return builder.call(function, args)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def paired(typing: Any, x: Any, y: Any, scale: Any) -> Any:
-    """Return x * scale and y * scale of float32 lanes, rounded to nearest, as pairs of int16.
-
-    Numbers of 2¹⁵ and more give any pair. `scale` is a power of two.
-    """
+def nearest(typing: Any, x: Any) -> Any:
+    """Return float32 lanes, |x| < 2³¹, as int32: to nearest, ties to even."""
     whole = Vector(types.int32, x.lanes)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        llvm = _llvm(whole)
-        low, high = (_nearest(builder, x, arg, args[2]) for arg in args[:2])
-        kept = builder.and_(low, ir.Constant(llvm, [0xFFFF] * x.lanes))
-        return builder.or_(kept, builder.shl(high, ir.Constant(llvm, [16] * x.lanes)))
-
-    return whole(x, y, types.float32), generate
+    return whole(x), lambda context, builder, signature, args: _rounded(
+        builder, f"v{x.lanes}i32.v{x.lanes}f32", whole, args
+    )
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def dot_pairs(typing: Any, x: Any, y: Any, z: Any) -> Any:
-    """Return z + x₀y₀ + x₁y₁ of int32 lanes, x and y pairs of int16, modulo 2³².
+def narrow(typing: Any, x: Any) -> Any:
+    """Return the lowest 16 bits of int32 lanes as int16."""
+    halves = Vector(types.int16, x.lanes)
+    return halves(x), lambda context, builder, signature, args: builder.trunc(
+        args[0], _llvm(halves)
+    )
 
-    No pair of x and y may be -2¹⁵ four times: the instruction has no room for their sum.
+
+@intrinsic  # type: ignore[untyped-decorator]
+def paired(typing: Any, x: Any, y: Any) -> Any:
+    """Return int32 lanes x and y, 0 to 255 each, as the bytes of int16 lanes."""
+    halves = Vector(types.int16, x.lanes)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        high = builder.shl(args[1], ir.Constant(_llvm(x), [8] * x.lanes))
+        return builder.trunc(builder.or_(args[0], high), _llvm(halves))
+
+    return halves(x, y), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def dot_bytes(typing: Any, x: Any, y: Any, z: Any) -> Any:
+    """Return z + x₀y₀ + x₁y₁ of int16 lanes modulo 2¹⁶: x of two uint8 each, y of two int8.
+
+    x₀y₀ + x₁y₁ is held at the greatest and the least int16, as the instruction does it.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        llvm = _llvm(x)
-        if not PAIR_BITS:
-            halves = ir.Constant(llvm, [16] * x.lanes)
-            x_high, y_high = (builder.ashr(arg, halves) for arg in args[:2])
-            x_low, y_low = (builder.ashr(builder.shl(arg, halves), halves) for arg in args[:2])
-            products = builder.add(builder.mul(x_low, y_low), builder.mul(x_high, y_high))
-            return builder.add(products, args[2])
-        step = min(PAIR_BITS // 32, x.lanes)
-        by_lanes = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
-        pairs, sums = ir.VectorType(ir.IntType(16), 2 * step), ir.VectorType(ir.IntType(32), step)
+        step = min(PAIR_BITS // 16, x.lanes)
+        name = {8: "ssse3.pmadd.ub.sw.128", 16: "avx2.pmadd.ub.sw", 32: "avx512.pmaddubs.w.512"}.get(step)
+        if name is None:
+            return builder.add(_dots(builder, *args[:2]), args[2])
+        pairs, sums = ir.VectorType(ir.IntType(8), 2 * step), ir.VectorType(ir.IntType(16), step)
         products = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(sums, [pairs, pairs]), f"llvm.x86.{by_lanes[step]}"
+            builder.module, ir.FunctionType(sums, [pairs, pairs]), f"llvm.x86.{name}"
         )
         parts = []
         for first in range(0, x.lanes, step):
@@ -337,6 +361,23 @@ def dot_pairs(typing: Any, x: Any, y: Any, z: Any) -> Any:
     return x(x, y, z), generate
 
 
+def _dots(builder: Any, x: Any, y: Any) -> Any:
+    """Return what the instruction of `dot_bytes` does, where there is none."""
+    halves, whole = x.type, ir.VectorType(ir.IntType(32), x.type.count)
+    eight = ir.Constant(halves, [8] * halves.count)
+    y_low = builder.ashr(builder.shl(y, eight), eight)
+    x_low = builder.lshr(builder.shl(x, eight), eight)
+    low, high = (
+        builder.mul(builder.zext(a, whole), builder.sext(b, whole))
+        for a, b in ((x_low, y_low), (builder.lshr(x, eight), builder.ashr(y, eight)))
+    )
+    found = builder.add(low, high)
+    for how, limit in (("<", 2**15 - 1), (">", -(2**15))):
+        most = ir.Constant(whole, [limit] * halves.count)
+        found = builder.select(builder.icmp_signed(how, found, most), found, most)
+    return builder.trunc(found, halves)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def widen(typing: Any, x: Any) -> Any:
     """Return float32 lanes as float64, exactly."""
@@ -348,13 +389,9 @@ def widen(typing: Any, x: Any) -> Any:
 def rounded(typing: Any, x: Any) -> Any:
     """Return float64 lanes as int64, to nearest, ties to even."""
     whole = Vector(types.int64, x.lanes)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        name = f"llvm.lrint.v{x.lanes}i64.v{x.lanes}f64"
-        kind = ir.FunctionType(_llvm(whole), [_llvm(x)])
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
-
-    return whole(x), generate
+    return whole(x), lambda context, builder, signature, args: _rounded(
+        builder, f"v{x.lanes}i64.v{x.lanes}f64", whole, args
+    )
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -377,6 +414,15 @@ def lowest_bit(typing: Any, bits: Any) -> Any:
     )
 
 
+BYTE = 8
+# of each byte the bits that are set, ascending, then the others; and how many are set: a look-up of
+# these has no branch, where a loop over bits would mostly be predicted wrong
+BITS_SET = np.array(
+    [sorted(range(BYTE), key=lambda bit: not byte >> bit & 1) for byte in range(2**BYTE)], np.int32
+).reshape(-1)
+N_SET = np.array([byte.bit_count() for byte in range(2**BYTE)])
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def take_next(typing: Any, counter: Any) -> Any:
     """Add one to counter[0] atomically and return what it was."""
@@ -389,7 +435,7 @@ def take_next(typing: Any, counter: Any) -> Any:
     return types.int64(counter), generate
 
 
-TRANSPOSE = 16
+TRANSPOSE = 16 if ROW_LANES == 64 else 8
 
 
 @intrinsic  # type: ignore[untyped-decorator]
