@@ -31,13 +31,18 @@ def statistics_of(rows: Float32, weights: Float64 | None, k: int) -> Statistics:
 
 
 def passes_agree(
-    rows: Float32, weights: Float64 | None, codebooks: Iterator[Float32], *, threads: int = 1
+    rows: Float32,
+    weights: Float64 | None,
+    codebooks: Iterator[Float32],
+    *,
+    threads: int = 1,
+    first_pass: bool | None = None,
 ) -> KeptRows:
     """Pass over kept rows with each codebook; codes are the definition's, sums those of plain rows.
 
     Codebooks may be made from the partials that are sent back.
     """
-    backend = CpuBackend(threads)
+    backend = CpuBackend(threads, first_pass=first_pass)
     ours, _ = fixed_points(rows, weights)
     chunk = chunk_of("x", rows, weights)
     kept = kept_rows(chunk, ROOM)
@@ -86,26 +91,36 @@ def lloyds(rows: Float32, weights: Float64 | None, start: Float32, n: int) -> It
         codewords = updated(codewords, partial, fixed_point(statistics), statistics)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("first_pass", [False, True])
 @pytest.mark.parametrize("dim", [1, 3, 16, 33])
 @pytest.mark.parametrize("kind", KINDS)
-def test_whole_fits_are_the_definition_s(rng: np.random.Generator, kind: str, dim: int) -> None:
+def test_whole_fits_are_the_definition_s(
+    rng: np.random.Generator, kind: str, dim: int, first_pass: bool
+) -> None:
     rows = rows_of(kind, rng, N_ROWS, dim)
     weights = rng.pareto(1.0, N_ROWS)
     start = np.ascontiguousarray(rows[rng.choice(N_ROWS, K, replace=False)])
-    passes_agree(rows, weights, lloyds(rows, weights, start, 9))
+    passes_agree(rows, weights, lloyds(rows, weights, start, 9), first_pass=first_pass)
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 48, 49, 64, 65, 200])
-def test_no_number_of_codewords_is_special(rng: np.random.Generator, k: int) -> None:
+@pytest.mark.parametrize("first_pass", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 5, 48, 49, 56, 57, 64, 65, 200])
+def test_no_number_of_codewords_is_special(
+    rng: np.random.Generator, k: int, first_pass: bool
+) -> None:
     rows = rows_of("normal", rng, N_ROWS, 5)
-    passes_agree(rows, None, lloyds(rows, None, rows[:k].copy(), 7))
+    start = rows[:k].copy()
+    passes_agree(rows, None, lloyds(rows, None, start, 7), first_pass=first_pass)
 
 
 @pytest.mark.parametrize("n", [49, 63, 64, 65, 4096, 4097, 4111])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_no_number_of_rows_is_special(rng: np.random.Generator, n: int, threads: int) -> None:
+@pytest.mark.parametrize(("threads", "first_pass"), [(1, False), (1, True), (3, True)])
+def test_no_number_of_rows_is_special(
+    rng: np.random.Generator, n: int, threads: int, first_pass: bool
+) -> None:
     rows = rows_of("normal", rng, n, 2)
-    passes_agree(rows, None, lloyds(rows, None, rows[:49].copy(), 6), threads=threads)
+    fits = lloyds(rows, None, rows[:49].copy(), 6)
+    passes_agree(rows, None, fits, threads=threads, first_pass=first_pass)
 
 
 def ties(rng: np.random.Generator, words: Float32) -> Float32:
@@ -148,10 +163,14 @@ MOVES: tuple[Callable[[np.random.Generator, Float32], Float32], ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("first_pass", [False, True])
 @pytest.mark.parametrize("dim", [2, 8, 17])
 @pytest.mark.parametrize("move", MOVES)
 def test_codewords_may_move_in_any_way(
-    rng: np.random.Generator, move: Callable[[np.random.Generator, Float32], Float32], dim: int
+    rng: np.random.Generator,
+    move: Callable[[np.random.Generator, Float32], Float32],
+    dim: int,
+    first_pass: bool,
 ) -> None:
     words = rows_of("normal", rng, K, dim)
     # rows on the planes between codewords of different panels, and codewords themselves
@@ -164,7 +183,7 @@ def test_codewords_may_move_in_any_way(
             yield now
             now = move(rng, words) if number % 2 else shaken(rng, words)
 
-    passes_agree(rows, None, codebooks())
+    passes_agree(rows, None, codebooks(), first_pass=first_pass)
 
 
 def wrong_codes(rows: Float32, codebooks: list[Float32]) -> int:

@@ -62,7 +62,7 @@ def _kernels() -> list[Finding]:
     from saec_gpu.backends.simd import ROW_LANES
 
     _, processor, features = cpu_target.target_context.codegen().magic_tuple()
-    wanted = ("avx512vnni", "avx512f", "avxvnni", "avx2", "fma")
+    wanted = ("avx512bw", "avx512f", "avx2", "fma")
     present = [name for name in wanted if f"+{name}" in features.split(",")]
     folder = Path(run_tiles.stats.cache_path)  # type: ignore[attr-defined]  # compiled by Numba
     writable = next(one for one in (folder, *folder.parents) if one.exists())
@@ -180,8 +180,8 @@ def _warm() -> Finding:
     rows = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
     rows[:200] *= np.float32(2**-10)  # one codeword for most rows: their codes are in levels
     narrow, wide = np.ones(len(rows)), np.ldexp(1.0, np.arange(len(rows)) % 60)
-    # 64 codewords are enough for a first pass, and for passes that skip
-    for weights, k in ((narrow, 8), (wide, 8), (None, 64)):
+    # 96 codewords are enough for a first pass, and for passes that skip
+    for weights, k in ((narrow, 8), (wide, 8), (None, 96)):
         with tempfile.TemporaryDirectory(prefix="saec-warm-") as folder:
             artifact = compress(rows, weights=weights, codewords=k, out=Path(folder) / "x.saec")
             artifact.verify(rows, weights=weights)

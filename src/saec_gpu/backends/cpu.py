@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +25,17 @@ from saec_gpu.backends.cpu_first_pass import (
     FirstForm,
     FirstForms,
     first_form,
+    is_worth,
     laid_out,
     pays,
+    pays_for,
     run_first_pass,
     scratch,
 )
 from saec_gpu.backends.cpu_kept import Bounds, Frame, KeptRows, KeptStore
 from saec_gpu.backends.cpu_layout import aligned, in_panels, panels_of, rows_of_panels
 from saec_gpu.backends.cpu_tiles import (
+    EVERY,
     SLOT_CODEWORDS,
     SLOT_COLUMNS,
     SLOT_DIM,
@@ -41,7 +45,6 @@ from saec_gpu.backends.cpu_tiles import (
     SLOT_WIDE,
     TILE_BOUNDS,
     TILE_COLUMNS,
-    TILE_FOUND,
     TILE_ROWS,
     TILE_SLOT,
     run_tiles,
@@ -82,16 +85,18 @@ class _Bounds:
     """Bounds that a pass uses and renews.
 
     `places` tells of a segment its first bound, its panels, its first drift, and whether all hold;
-    `orders` how codewords of a slot stand in panels.
+    `orders` how codewords of a slot stand in panels; `slow` are fields for which the first pass
+    left too much to do.
     """
 
     bounds: Float32
     drifts: Float32
     places: Mapping[Segment, tuple[int, int, int, bool]]
     orders: Mapping[int, Int64]
+    slow: Collection[str]
 
 
-NO_BOUNDS = _Bounds(np.zeros(0, np.float32), np.zeros(0, np.float32), {}, {})
+NO_BOUNDS = _Bounds(np.zeros(0, np.float32), np.zeros(0, np.float32), {}, {}, ())
 NOWHERE = (-1, 0, 0, False)
 
 
@@ -133,25 +138,48 @@ class CpuCodebooks:
         score, n_codewords = (int(n) for n in self.slots[number, [SLOT_SCORES, SLOT_CODEWORDS]])
         return bool((self.scores[score : score + n_codewords] == WORST).any())
 
-    def reordered(self, orders: Mapping[int, Int64]) -> tuple[Float32, Float32, Int64, Int64]:
-        """Return panels, scores, order and its inverse, with some slots' codewords in an order."""
+    def reordered(
+        self, orders: Mapping[int, Int64], forms: FirstForms
+    ) -> tuple[Float32, Float32, Int64, Int64, FirstForms]:
+        """Return panels, scores, order, its inverse and forms, with some slots in an order."""
         if not orders:
-            return self.panels, self.scores, self.order, self.order
+            return self.panels, self.scores, self.order, self.order, forms
         panels, scores = aligned(len(self.panels), np.float32), self.scores.copy()
         panels[:] = self.panels
         order, place = self.order.copy(), self.order.copy()
+        pairs, biases = aligned(len(forms.pairs), np.int16), forms.biases.copy()
+        pairs[:] = forms.pairs
         for number, own_order in orders.items():
             dim, n_codewords, panel, score = (
                 int(n)
                 for n in self.slots[number, [SLOT_DIM, SLOT_CODEWORDS, SLOT_PANEL, SLOT_SCORES]]
             )
             own = slice(score, score + n_codewords)
-            laid = slice(panel, panel + in_panels(n_codewords) * dim)
-            panels[laid] = panels_of(rows_of_panels(self.panels[laid], dim)[own_order])
+            _reorder(panels, panel, dim, own_order)
             scores[own] = self.scores[own][own_order]
             order[own] = own_order
             place[own] = np.argsort(own_order)
-        return panels, scores, order, place
+            if forms.places[number] >= 0:
+                _reorder(pairs, int(forms.places[number]), (dim + 1) // 2, own_order)
+                biases[own] = biases[own][own_order]
+        return panels, scores, order, place, forms._replace(pairs=pairs, biases=biases)
+
+    def first_forms(self, slow: Collection[str]) -> FirstForms:
+        """Return what the first pass reads, without some fields."""
+        places = self.first.places.copy()
+        places[[self.slot_of[name] for name in slow if name in self.slot_of]] = -1
+        return self.first._replace(places=places)
+
+    def slow_fields(self) -> list[str]:
+        """Return the fields for which the first pass left too much to do."""
+        looked_at = np.sum([thread.looked_at for thread in self.threads], axis=0)
+        return [
+            name
+            for name, slot in self.slot_of.items()
+            if not is_worth(
+                looked_at[slot, 0], looked_at[slot, 1], self.slots[slot, SLOT_CODEWORDS]
+            )
+        ]
 
     def accumulators(self, n_threads: int) -> list[_Accumulators]:
         """Return accumulators for as many threads, made when first needed."""
@@ -170,6 +198,12 @@ class CpuCodebooks:
                 )
             )
         return self.threads
+
+
+def _reorder(panels: NDArray[Any], start: int, columns: int, order: Int64) -> None:
+    """Bring the codewords of one slot into an order."""
+    laid = slice(start, start + in_panels(len(order)) * columns)
+    panels[laid] = panels_of(rows_of_panels(panels[laid], columns)[order])
 
 
 def _filter_form(
@@ -310,13 +344,14 @@ class CpuBackend:
                     found.bring_to(codebooks.frame(slot))
                     kept[segment] = found
         orders = {codebooks.slot_of[segment.field]: one.order for segment, one in kept.items()}
-        bounds = _gathered(memory.bounds(), kept, orders)
+        bounds = _gathered(memory.bounds(), kept, orders, memory.slow)
         memory.forget()  # until the pass has ended well
         self._run(
             rows, codebooks, memory.codes, np.zeros(0), given=False, accumulate=True, bounds=bounds
         )
         for segment, found in kept.items():
             found.frame = codebooks.frame(codebooks.slot_of[segment.field])
+        memory.slow.update(codebooks.slow_fields())
 
     def accumulate(self, rows: Chunk, codes: NDArray[np.uint32], codebooks: CpuCodebooks) -> None:
         """Add rows to the partials of the codewords that `codes` names.
@@ -367,7 +402,7 @@ class CpuBackend:
         bounds: _Bounds = NO_BOUNDS,
     ) -> None:
         """Hand the chunk's tiles to the threads and wait for them."""
-        found = list(_tiles(chunk, codebooks, bounds.places))
+        found = list(_tiles(chunk, codebooks, bounds.places, given=given))
         tiles = np.array(found, np.int64).reshape(-1, TILE_COLUMNS)
         if len(tiles) == 0:
             return
@@ -381,20 +416,21 @@ class CpuBackend:
         weights = chunk.weights if chunk.weights is not None else np.zeros(0)
         counters = np.zeros((3, 1), np.int64)
         max_dim = int(codebooks.slots[:, SLOT_DIM].max())
-        first = codebooks.first
-        is_kept = tiles[:, TILE_BOUNDS] >= 0
-        tiles[:, TILE_FOUND] = is_kept | given
-        kept, sought = tiles[is_kept], tiles[tiles[:, TILE_FOUND] == 0]
-        panels, scores, order, place = codebooks.reordered(bounds.orders)
+        kept = tiles[tiles[:, TILE_BOUNDS] >= 0]
+        waiting = np.empty(chunk.layout.n_rows if len(kept) else 0, np.int32)
+        forms = codebooks.first_forms(bounds.slow)
+        if self._first_pass is None and not pays_for(tiles, codebooks.slots, forms):
+            forms.places[:] = -1
+        panels, scores, order, place, forms = codebooks.reordered(bounds.orders, forms)
 
         def find_kept(own: _Accumulators) -> None:
             from saec_gpu.backends.cpu_kept_tiles import run_kept_tiles
 
             most_groups, most_rows, most_values = _most_kept(codebooks, kept)
             run_kept_tiles(
-                counters[0], kept, codebooks.slots, codebooks.factors, chunk.values, panels, scores,
-                order, place, codebooks.centres, codebooks.words, codes,
-                bounds.bounds, bounds.drifts, own.rechecked,
+                counters[0], tiles, codebooks.slots, codebooks.factors, chunk.values, panels,
+                scores, order, place, codebooks.centres, codebooks.words, codes, bounds.bounds,
+                bounds.drifts, forms.places >= 0, waiting, own.rechecked,
                 aligned(max_dim * ROW_LANES, np.float32), aligned(ROW_LANES, np.int32),
                 aligned(LEADS * ROW_LANES, np.float32),
                 aligned(most_groups * ROW_LANES, np.float32), aligned(most_values, np.float32),
@@ -402,15 +438,14 @@ class CpuBackend:
                 aligned(most_rows, np.int32), aligned(most_rows + PANEL, np.int32),
                 aligned(most_rows + PANEL, np.int32), aligned(most_rows + PANEL, np.float32),
                 aligned(2 * (most_rows + PANEL), np.float32),
-                np.zeros(most_rows, np.int64),
             )  # fmt: skip
 
         def find_first(own: _Accumulators) -> None:
             most_codewords = int(codebooks.slots[:, SLOT_CODEWORDS].max())
             run_first_pass(
                 counters[1], tiles, codebooks.slots, codebooks.factors, chunk.values,
-                codebooks.centres, codebooks.words, first.places, first.numbers, first.pairs, first.biases, codes,
-                own.rechecked, own.looked_at, *scratch(max_dim, most_codewords),
+                codebooks.centres, codebooks.words, order, forms, codes, waiting, bounds.bounds,
+                bounds.drifts, own.rechecked, own.looked_at, scratch(max_dim, most_codewords),
             )  # fmt: skip
 
         def work(own: _Accumulators) -> None:
@@ -424,7 +459,7 @@ class CpuBackend:
             )  # fmt: skip
 
         steps = [find_kept] if len(kept) else []
-        if (first.places[sought[:, TILE_SLOT]] >= 0).any():
+        if not given and (forms.places[tiles[:, TILE_SLOT]] >= 0).any():
             steps.append(find_first)
         steps.append(work)
         if n_threads == 1:
@@ -445,7 +480,10 @@ def _most_kept(codebooks: CpuCodebooks, kept: Int64) -> tuple[int, int, int]:
 
 
 def _gathered(
-    all_bounds: Float32, kept: Mapping[Segment, Bounds], orders: Mapping[int, Int64]
+    all_bounds: Float32,
+    kept: Mapping[Segment, Bounds],
+    orders: Mapping[int, Int64],
+    slow: Collection[str],
 ) -> _Bounds:
     """Return the bounds of segments as the kernel takes them."""
     places, n_drifts = {}, 0
@@ -454,13 +492,15 @@ def _gathered(
         places[segment] = (one.start, n_panels, n_drifts, one.frame is not None)
         n_drifts += n_panels
     drifts = [np.zeros(0, np.float32), *(one.drifts for one in kept.values())]
-    return _Bounds(all_bounds, np.concatenate(drifts), places, orders)
+    return _Bounds(all_bounds, np.concatenate(drifts), places, orders, slow)
 
 
 def _tiles(
     chunk: Chunk,
     codebooks: CpuCodebooks,
     bounds: Mapping[Segment, tuple[int, int, int, bool]],
+    *,
+    given: bool,
 ) -> Iterator[list[int]]:
     """Yield the tile table's rows, costliest first so that no thread ends on a long one."""
     segments = [s for s in chunk.layout.segments if s.field in codebooks.slot_of]
@@ -481,7 +521,8 @@ def _tiles(
             value = segment.first_value + first * segment.dim
             bound = start + first * n_panels
             weight = row if weighted else -1
-            yield [number, n_rows, value, weight, row, bound, drift, known, 0]
+            found = start >= 0 or given
+            yield [number, n_rows, value, weight, row, bound, drift, known, found, EVERY]
 
 
 def _partial(codebooks: CpuCodebooks, number: int, thread: _Accumulators) -> Partial:

@@ -81,25 +81,17 @@ def bound_factor(dim: int) -> float:
     return SLACK * (dim + 10) * UNIT_ROUNDOFF
 
 
-def two_scores(product_sum: Any) -> Any:
-    """Return a function that scores codewords by product_sum(row's, codeword's, sum so far)."""
-
-    @inlined
-    def score_two(block: Any, columns: Any, panels: Any, at: Any, scores: Any, score: Any) -> Any:
-        """Return the scores of two neighbouring codewords for every row of the block."""
-        s0 = broadcast(ROW_LANES, scores, score)
-        s1 = broadcast(ROW_LANES, scores, score + 1)
-        for j in range(columns):
-            y = load(ROW_LANES, block, j * ROW_LANES)
-            s0 = product_sum(y, broadcast(ROW_LANES, panels, at), s0)
-            s1 = product_sum(y, broadcast(ROW_LANES, panels, at + 1), s1)
-            at += PANEL
-        return s0, s1
-
-    return score_two
-
-
-_score_two = two_scores(fma)
+@inlined
+def _score_two(block: Any, dim: Any, panels: Any, at: Any, scores: Any, score: Any) -> Any:
+    """Return the scores of two neighbouring codewords for every row of the block."""
+    s0 = broadcast(ROW_LANES, scores, score)
+    s1 = broadcast(ROW_LANES, scores, score + 1)
+    for j in range(dim):
+        y = load(ROW_LANES, block, j * ROW_LANES)
+        s0 = fma(y, broadcast(ROW_LANES, panels, at), s0)
+        s1 = fma(y, broadcast(ROW_LANES, panels, at + 1), s1)
+        at += PANEL
+    return s0, s1
 
 
 @inlined
@@ -119,36 +111,8 @@ def _score_four(block: Any, dim: Any, panels: Any, at: Any, scores: Any, score: 
     return s0, s1, s2, s3
 
 
-# Each score carries its place in its group in its lowest bits, so that maxima and minima move both
-# at once: a comparison takes the place of a fused multiply-add, a maximum does not.
-
-
 @inlined
-def first_two(s0: Any, s1: Any, second: Any) -> Any:
-    """Return the better of a group's first two scores, and the second best score so far."""
-    s0, s1 = tagged(s0, 0), tagged(s1, 1)
-    return larger(s0, s1), larger(second, smaller(s0, s1))
-
-
-@inlined
-def last_two(s2: Any, s3: Any, second: Any) -> Any:
-    """Do what `first_two` does, for the last two."""
-    s2, s3 = tagged(s2, 2), tagged(s3, 3)
-    return larger(s2, s3), larger(second, smaller(s2, s3))
-
-
-@inlined
-def best_so_far(left: Any, right: Any, best: Any, second: Any, index: Any, first: Any) -> Any:
-    """Return a group's best score; best, second best and the best one's group with it."""
-    top = larger(left, right)
-    second = larger(second, smaller(left, right))
-    second = larger(second, smaller(best, top))
-    index = pick(greater(top, best), splat(ROW_LANES, np.int32(first)), index)
-    return top, larger(best, top), second, index
-
-
-@inlined
-def lead_bound(norms: Any, best: Any, factor: Any) -> Any:
+def _bound(norms: Any, best: Any, factor: Any) -> Any:
     """Return the lead over the second best score that proves a winner (see the module's text)."""
     n_lanes = ROW_LANES
     by_score = fma(splat(n_lanes, np.float32(-8.0) * factor), best, splat(n_lanes, FLOOR))
@@ -174,6 +138,8 @@ def rank(
     best = splat(ROW_LANES, WORST)
     second = splat(ROW_LANES, WORST)
     index = splat(ROW_LANES, np.int32(0))
+    # Each score carries its place in its group in its lowest bits, so that maxima and minima move
+    # both at once: a comparison takes the place of a fused multiply-add, a maximum does not.
     for first in range(0, n_codewords, GROUP):
         score = first_score + first
         at = panel + (first // PANEL) * PANEL * dim + first % PANEL
@@ -181,18 +147,26 @@ def rank(
             s0, s1, s2, s3 = _score_four(block, dim, panels, at, scores, score)
         else:
             s0, s1 = _score_two(block, dim, panels, at, scores, score)
-        left, second = first_two(s0, s1, second)
+        s0, s1 = tagged(s0, 0), tagged(s1, 1)
+        left = larger(s0, s1)
+        second = larger(second, smaller(s0, s1))
         if not FOUR_AT_ONCE:
             s2, s3 = _score_two(block, dim, panels, at + 2, scores, score + 2)
-        right, second = last_two(s2, s3, second)
-        top, best, second, index = best_so_far(left, right, best, second, index, first)
+        s2, s3 = tagged(s2, 2), tagged(s3, 3)
+        right = larger(s2, s3)
+        second = larger(second, smaller(s2, s3))
+        top = larger(left, right)
+        second = larger(second, smaller(left, right))
+        second = larger(second, smaller(best, top))
+        index = pick(greater(top, best), splat(ROW_LANES, np.int32(first)), index)
+        best = larger(best, top)
         if keep:
             store(tops, (first // GROUP) * ROW_LANES, top)
     norms = splat(ROW_LANES, np.float32(0.0))
     for j in range(dim):
         y = load(ROW_LANES, block, j * ROW_LANES)
         norms = fma(y, y, norms)
-    bound = lead_bound(norms, best, factor)
+    bound = _bound(norms, best, factor)
     store(codes, 0, add_int(index, tags(best)))
     store(leads, 0, best)
     store(leads, ROW_LANES, bound)

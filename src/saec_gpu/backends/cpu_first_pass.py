@@ -29,30 +29,39 @@ are looked at. The step is such that rows REACH times as far out as the farthest
 and that the products of two columns are within 16 bits: 255 times the sum of what two w_kj of a
 pair, of one sign, come to.
 
-Codewords are looked at in groups of GROUP, by the float32 scores of cpu_filter, and its bound
-proves the winner among them, or `decide` finds it. Where too many groups are left, a thread goes on
-with cpu_filter alone.
+What is left is measured in float32 (cpu_skipping.squared_distance): each square of a distance is
+within A of itself, so that the nearest codeword is proved where the next one is farther by 3A. Else
+the definition decides among what is left. A field of which too much is left goes on with cpu_filter
+alone.
+
+Of kept rows (cpu_skipping), the pass takes those whose codes may change. With M the best S_k of a
+panel without the row's own codeword, √(|q|² − 2M) − H is their new bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saec_gpu.backends.cpu_filter import FLOOR, PANEL, exact_distance, fill_block
 from saec_gpu.backends.cpu_layout import aligned, panels_of
+from saec_gpu.backends.cpu_skipping import COLUMNS, SHRINK, squared_distance
 from saec_gpu.backends.cpu_tiles import (
+    EVERY,
     SLOT_CODEWORDS,
     SLOT_COLUMNS,
     SLOT_DIM,
     SLOT_SCORES,
     SLOT_WORDS,
+    TILE_BOUNDS,
     TILE_CODES,
+    TILE_DRIFTS,
     TILE_FOUND,
+    TILE_LISTED,
     TILE_ROWS,
     TILE_SLOT,
     TILE_VALUES,
@@ -69,7 +78,7 @@ from saec_gpu.backends.simd import (
     dot_bytes,
     fma,
     greater,
-    lanes_sum,
+    lanes_maximum,
     larger,
     load,
     lowest_bit,
@@ -85,6 +94,7 @@ from saec_gpu.backends.simd import (
     sub,
     take_next,
     unproved_lanes,
+    with_lane,
 )
 from saec_gpu.compiled import compiled, inlined
 from saec_gpu.data import Float32, Float64, Int64
@@ -95,7 +105,6 @@ NUMBERS = 5
 ROWS = 64  # of a block
 GROUP = 8  # codewords that are looked at together
 MOST_LISTED = 512  # codewords between two times that distances are found
-COLUMNS = 8  # columns of a row that are taken at once
 LOWEST = np.int16(-(2**15))  # below every score
 REACH = 1.25  # rows up to this many times as far from the centre as the farthest codeword
 MOST_SCORE = 2.0**15 - 8
@@ -105,7 +114,8 @@ GROW = 1.0 + 2.0**-18
 MOST_DIM = 4096
 LEAST_NORM = 2.0**-20  # of the farthest codeword, which is of order one unless all but vanish
 LEAST_CODEWORDS, LEAST_DIM = 96, 8  # with fewer, the products are not most of the time
-MOST_GROUPS = 1 / 3  # of all that may be left to look at
+LEAST_PRODUCTS = 2**28  # of a chunk, a hundredth of a second: it takes seconds to compile this
+MOST_DISTANCES = 1 / 32  # as a share of all, that may be left to find
 LEAST_SEEN = 1024  # rows that tell of it
 
 
@@ -127,14 +137,90 @@ class FirstForm:
     numbers: tuple[float, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class FirstForms:
-    """All codebooks as the first pass reads them, one slot a field; see `run_first_pass`."""
+class FirstForms(NamedTuple):
+    """All codebooks as the first pass reads them, one slot a field.
+
+    Attributes
+    ----------
+    places : int64 (n_slots,)
+        Where the pairs of a slot begin; -1 where it has no first pass.
+    numbers : float32 (n_slots, NUMBERS)
+    pairs : int16, flat
+        w_k, two columns each: [codewords / PANEL][pairs of columns][PANEL].
+    biases : int16, flat as the filter's scores
+    """
 
     places: Int64
     numbers: Float32
     pairs: NDArray[np.int16]
     biases: NDArray[np.int16]
+
+
+class Scratch(NamedTuple):
+    """What one thread's first pass notes of a block of ROWS rows.
+
+    Attributes
+    ----------
+    gathered : float32 (ROWS, dim), flat
+        The rows.
+    gathered_rows : int32 (ROWS,)
+        Which rows of the tile these are.
+    block : float32 (dim, ROW_LANES), flat
+        ROW_LANES of them, centred and transposed.
+    pairs : int16 (pairs of columns, ROWS), flat
+        q + 128, two columns each.
+    squares, blurs : float32 (ROWS,)
+        |q|², H.
+    tops : int16 (groups, ROWS), flat
+        C²/2 + the best S_k of each group.
+    best, least : int16 (ROWS,)
+        C²/2 + B, and what a score may not be below.
+    rows, listed : int32 (MOST_LISTED,)
+        Rows, and where codewords stand that can be their nearest.
+    measured : float32 (MOST_LISTED,)
+        Their squared distances.
+    near, next_near : float32 (ROWS,)
+        The least of these of each row, and the one after it.
+    codes : int32 (ROWS,)
+        Where the nearest codeword stands.
+    """
+
+    gathered: Float32
+    gathered_rows: NDArray[np.int32]
+    block: Float32
+    pairs: NDArray[np.int16]
+    squares: Float32
+    blurs: Float32
+    tops: NDArray[np.int16]
+    best: NDArray[np.int16]
+    least: NDArray[np.int16]
+    rows: NDArray[np.int32]
+    listed: NDArray[np.int32]
+    measured: Float32
+    near: Float32
+    next_near: Float32
+    codes: NDArray[np.int32]
+
+
+def scratch(dim: int, n_codewords: int) -> Scratch:
+    """Return room for fields of so many columns and codewords at most."""
+    return Scratch(
+        gathered=aligned(dim * ROWS, np.float32),
+        gathered_rows=aligned(ROWS, np.int32),
+        block=aligned(dim * ROW_LANES, np.float32),
+        pairs=aligned((dim + 1) // 2 * ROWS, np.int16),
+        squares=aligned(ROWS, np.float32),
+        blurs=aligned(ROWS, np.float32),
+        tops=aligned(-(-n_codewords // GROUP) * ROWS, np.int16),
+        best=aligned(ROWS, np.int16),
+        least=aligned(ROWS, np.int16),
+        rows=aligned(MOST_LISTED, np.int32),
+        listed=aligned(MOST_LISTED, np.int32),
+        measured=aligned(MOST_LISTED, np.float32),
+        near=aligned(ROWS, np.float32),
+        next_near=aligned(ROWS, np.float32),
+        codes=aligned(ROWS, np.int32),
+    )
 
 
 def laid_out(forms: Sequence[FirstForm | None], first_scores: Int64, n_scores: int) -> FirstForms:
@@ -164,6 +250,13 @@ def pays(n_codewords: int, dim: int) -> bool:
     return PAIR_BITS > 0 and n_codewords >= LEAST_CODEWORDS and dim >= LEAST_DIM
 
 
+def pays_for(tiles: Int64, slots: Int64, forms: FirstForms) -> bool:
+    """Return whether tiles are so much work that a first pass is worth being compiled."""
+    slot = tiles[:, TILE_SLOT]
+    products = tiles[:, TILE_ROWS] * slots[slot, SLOT_DIM] * slots[slot, SLOT_CODEWORDS]
+    return bool(products[forms.places[slot] >= 0].sum() >= LEAST_PRODUCTS)
+
+
 def first_form(codewords: Float64, left_out: NDArray[np.bool_]) -> FirstForm | None:
     """Return the first pass's form of scaled and centred codewords; None if they have none.
 
@@ -174,42 +267,43 @@ def first_form(codewords: Float64, left_out: NDArray[np.bool_]) -> FirstForm | N
     left_out : bool (k,)
         Codewords that equal an earlier one.
     """
-    n_codewords, dim = codewords.shape
-    farthest = np.sqrt(np.einsum("kj,kj->k", codewords, codewords).max())
+    dim = codewords.shape[1]
+    farthest = np.sqrt(_squares(codewords).max())
     if dim > MOST_DIM or not LEAST_NORM < farthest < 1 / LEAST_NORM:
         return None
-    by_pairs = np.zeros((n_codewords, dim + dim % 2))
-    by_pairs[:, :dim] = codewords
-    by_pairs = by_pairs.reshape(n_codewords, -1, 2)
-    of_one_sign = max(np.maximum(sign * by_pairs, 0).sum(axis=2).max() for sign in (1, -1))
-    # rounding adds √d/2 at most to a norm, and 1 to a pair
+    if dim % 2:
+        codewords = np.pad(codewords, ((0, 0), (0, 1)))
+    even, odd = codewords[:, 0::2], codewords[:, 1::2]
+    above = (np.maximum(even, 0) + np.maximum(odd, 0)).max()
+    below = (np.minimum(even, 0) + np.minimum(odd, 0)).min()
+    # rounding adds √d/2 at most to a norm, and 1 to the sum of a pair
     most_norm = np.sqrt(MOST_SCORE / REACH) - np.sqrt(dim) / 2
-    step = np.float32(max(farthest / most_norm, of_one_sign / (MOST_PAIR - 1)) * GROW)
-    words = np.rint(by_pairs / np.float64(step))
+    step = np.float32(max(farthest / most_norm, max(above, -below) / (MOST_PAIR - 1)) * GROW)
+    in_steps = codewords / np.float64(step)
+    words = np.rint(in_steps)
     words[left_out] = 0
-    norms = np.einsum("kij,kij->k", words, words)
-    shift = norms.max() // 2
-    apart = by_pairs[~left_out] / np.float64(step) - words[~left_out]
-    blur = np.sqrt(np.einsum("kij,kij->k", apart, apart).max()) * GROW + ROUNDED
-    biases = (shift - norms // 2 - (MOST_BYTE + 1) * words.sum(axis=(1, 2))).astype(np.int64)
+    squares = _squares(words)
+    shift = squares.max() // 2
+    blur = np.sqrt(_squares(in_steps - words)[~left_out].max()) * GROW + ROUNDED
+    # modulo 2¹⁶, as sums are kept
+    biases = (shift - squares // 2 - (MOST_BYTE + 1) * words.sum(axis=1)).astype(np.int64)
     biases[left_out] = LOWEST
-    reach_square = MOST_SCORE**2 / max(norms.max(), 1)
-    return FirstForm(
-        words.reshape(n_codewords, -1).astype(np.int8),
-        biases.astype(np.int16),
-        (step, 1 / step, blur, reach_square, shift),
-    )
+    reach_square = MOST_SCORE**2 / max(squares.max(), 1)
+    numbers = tuple(float(number) for number in (step, 1 / step, blur, reach_square, shift))
+    return FirstForm(words.astype(np.int8), biases.astype(np.int16), numbers)
 
 
-@inlined
-def _is_worth(
-    looked_at: Any,  # IN  int64 (n_slots, 2): rows, and groups of codewords for them
-    slot: Any,
-    n_codewords: Any,
-) -> Any:
-    """Return whether the pass leaves few enough groups of a field to go on with it."""
-    n_rows, n_groups = looked_at[slot, 0], looked_at[slot, 1]
-    return n_rows < LEAST_SEEN or GROUP * n_groups <= MOST_GROUPS * n_codewords * n_rows
+def _squares(rows: Float64) -> Float64:
+    squares: Float64 = np.einsum("kj,kj->k", rows, rows)
+    return squares
+
+
+def is_worth(n_rows: Any, n_distances: Any, n_codewords: Any) -> Any:
+    """Return whether the pass leaves so few distances to find that a field should go on with it."""
+    return n_rows < LEAST_SEEN or n_distances <= MOST_DISTANCES * n_codewords * n_rows
+
+
+_is_worth = inlined(is_worth)
 
 
 @inlined
@@ -221,59 +315,24 @@ def _whole_steps(y: Any, per_step: Any) -> Any:
 
 
 @inlined
-def _round_block(
-    block: Any,  # IN  float32 (dim, ROW_LANES), flat: centred rows, transposed
-    dim: Any,
-    numbers: Any,
-    slot: Any,
-    first: Any,  # of the ROW_LANES of ROWS
-    pairs: Any,  # OUT int16 (pairs of columns, ROWS), flat: q + 128
-    squares: Any,  # OUT float32 (ROWS): |q|²
-    blurs: Any,  # OUT float32 (ROWS): H
-) -> None:
-    """Write a block's rows in whole steps, and what that leaves of them."""
+def _round_block(dim: Any, numbers: Any, slot: Any, first: Any, own: Any) -> None:
+    """Write a block's rows in whole steps, and what that leaves of them; `first`: of ROWS."""
     step, per_step = splat(ROW_LANES, -numbers[slot, STEP]), numbers[slot, PER_STEP]
     nothing = splat(ROW_LANES, np.float32(0.0))
     offset = splat(ROW_LANES, np.int32(MOST_BYTE + 1))
     square, left = nothing, nothing
     for j in range(0, dim, 2):
-        y = load(ROW_LANES, block, j * ROW_LANES)
-        z = load(ROW_LANES, block, (j + 1) * ROW_LANES) if j + 1 < dim else nothing
+        y = load(ROW_LANES, own.block, j * ROW_LANES)
+        z = load(ROW_LANES, own.block, (j + 1) * ROW_LANES) if j + 1 < dim else nothing
         p, q = _whole_steps(y, per_step), _whole_steps(z, per_step)
-        store(pairs, (j // 2) * ROWS + first, paired(add_int(p, offset), add_int(q, offset)))
+        store(own.pairs, (j // 2) * ROWS + first, paired(add_int(p, offset), add_int(q, offset)))
         p, q = as_float(p), as_float(q)
         square = fma(q, q, fma(p, p, square))
         y, z = fma(p, step, y), fma(q, step, z)
         left = fma(z, z, fma(y, y, left))
     left = mul(square_root(left), splat(ROW_LANES, np.float32(GROW) * per_step))
-    store(squares, first, square)
-    store(blurs, first, add(left, splat(ROW_LANES, numbers[slot, BLUR])))
-
-
-@inlined
-def _least_scores(
-    best: Any,  # IN  int16 (ROWS): B + C²/2
-    first: Any,
-    numbers: Any,
-    slot: Any,
-    squares: Any,
-    blurs: Any,
-    least: Any,  # OUT int16 (ROWS)
-) -> None:
-    """Write the scores, C²/2 with them, below which a codeword cannot be the nearest."""
-    shift = splat(ROW_LANES, numbers[slot, SHIFT])
-    square, blur = load(ROW_LANES, squares, first), load(ROW_LANES, blurs, first)
-    score = sub(as_float(load(ROW_LANES, best, first)), shift)
-    apart = fma(splat(ROW_LANES, np.float32(-2.0)), score, square)
-    apart = square_root(add(apart, splat(ROW_LANES, np.float32(1.0))))
-    reach = mul(add(apart, add(blur, blur)), splat(ROW_LANES, np.float32(GROW)))
-    limit = mul(sub(square, mul(reach, reach)), splat(ROW_LANES, np.float32(0.5)))
-    limit = add(limit, sub(shift, splat(ROW_LANES, np.float32(2.0))))
-    # no comparison with NaN holds
-    lowest = splat(ROW_LANES, np.float32(LOWEST))
-    limit = pick(greater(limit, lowest), limit, lowest)
-    limit = pick(greater(square, splat(ROW_LANES, numbers[slot, REACH_SQUARE])), lowest, limit)
-    store(least, first, narrow(nearest(limit)))
+    store(own.squares, first, square)
+    store(own.blurs, first, add(left, splat(ROW_LANES, numbers[slot, BLUR])))
 
 
 @inlined
@@ -296,70 +355,80 @@ def _group_place(first: Any, columns: Any) -> Any:
 
 
 @inlined
-def _rank_bytes(
-    pairs: Any,
-    n_pairs: Any,
-    words: Any,  # IN  int16, flat: [codewords / PANEL][pairs of columns][PANEL] from `place`
-    place: Any,
-    biases: Any,  # IN  int16: of codeword k at first_bias + k
-    first_bias: Any,
-    n_codewords: Any,
-    best: Any,  # OUT int16 (ROWS)
-    tops: Any,  # OUT int16 (groups, ROWS), flat: best score of each group
-) -> None:
+def _rank(dim: Any, forms: Any, slot: Any, first_score: Any, n_codewords: Any, own: Any) -> None:
     """Write each row's best scores, of all codewords and of each group."""
-    most = splat(ROWS, LOWEST)
+    n_pairs = (dim + 1) // 2
+    best = splat(ROWS, LOWEST)
     for first in range(0, n_codewords, GROUP):
-        at = place + _group_place(first, n_pairs)
-        bias = first_bias + first
-        top = _score_two(pairs, n_pairs, words, at, biases, bias)
+        at = forms.places[slot] + _group_place(first, n_pairs)
+        bias = first_score + first
+        top = _score_two(own.pairs, n_pairs, forms.pairs, at, forms.biases, bias)
         for more in range(2, GROUP, 2):
-            top = larger(top, _score_two(pairs, n_pairs, words, at + more, biases, bias + more))
-        store(tops, (first // GROUP) * ROWS, top)
-        most = larger(most, top)
-    store(best, 0, most)
+            two = _score_two(own.pairs, n_pairs, forms.pairs, at + more, forms.biases, bias + more)
+            top = larger(top, two)
+        store(own.tops, (first // GROUP) * ROWS, top)
+        best = larger(best, top)
+    store(own.best, 0, best)
+
+
+@inlined
+def _limit_scores(first: Any, numbers: Any, slot: Any, own: Any) -> None:
+    """Write the scores, C²/2 with them, below which a codeword cannot be the nearest."""
+    shift = splat(ROW_LANES, numbers[slot, SHIFT])
+    square, blur = load(ROW_LANES, own.squares, first), load(ROW_LANES, own.blurs, first)
+    score = sub(as_float(load(ROW_LANES, own.best, first)), shift)
+    apart = fma(splat(ROW_LANES, np.float32(-2.0)), score, square)
+    apart = square_root(add(apart, splat(ROW_LANES, np.float32(1.0))))
+    reach = mul(add(apart, add(blur, blur)), splat(ROW_LANES, np.float32(GROW)))
+    limit = mul(sub(square, mul(reach, reach)), splat(ROW_LANES, np.float32(0.5)))
+    limit = add(limit, sub(shift, splat(ROW_LANES, np.float32(2.0))))
+    # no comparison with NaN holds
+    lowest = splat(ROW_LANES, np.float32(LOWEST))
+    limit = pick(greater(limit, lowest), limit, lowest)
+    limit = pick(greater(square, splat(ROW_LANES, numbers[slot, REACH_SQUARE])), lowest, limit)
+    store(own.least, first, narrow(nearest(limit)))
+
+
+@inlined
+def _group_scores(
+    row: Any,  # of the block
+    dim: Any,
+    forms: Any,
+    slot: Any,
+    first_score: Any,
+    first: Any,  # of the group's codewords
+    own: Any,
+) -> Any:
+    """Return the scores of a group's codewords for one row."""
+    n_pairs = (dim + 1) // 2
+    at = forms.places[slot] + _group_place(first, n_pairs)
+    score = load(GROUP, forms.biases, first_score + first)
+    for j in range(n_pairs):
+        y = broadcast(GROUP, own.pairs, j * ROWS + row)
+        score = dot_bytes(y, load(GROUP, forms.pairs, at), score)
+        at += PANEL
+    return score
 
 
 @inlined
 def _possible(
-    pairs: Any,
-    n_pairs: Any,
-    row: Any,  # of the block
-    words: Any,
-    at: Any,
-    biases: Any,
-    bias: Any,
-    least: Any,
+    row: Any,
+    dim: Any,
+    forms: Any,
+    slot: Any,
+    first_score: Any,
+    first: Any,
+    n_codewords: Any,
+    own: Any,
 ) -> Any:
     """Return the bit set of a group's codewords that can be a row's nearest."""
-    score = load(GROUP, biases, bias)
-    for j in range(n_pairs):
-        y = broadcast(GROUP, pairs, j * ROWS + row)
-        score = dot_bytes(y, load(GROUP, words, at), score)
-        at += PANEL
-    return unproved_lanes(greater(splat(GROUP, least), score))
-
-
-@inlined
-def _distance(values: Any, row: Any, words: Any, word: Any, dim: Any, scale: Any) -> Any:
-    """Return the squared distance of a scaled row and codeword, in float32."""
-    by_columns = dim - dim % COLUMNS
-    squares = splat(COLUMNS, np.float32(0.0))
-    for j in range(0, by_columns, COLUMNS):
-        apart = sub(load(COLUMNS, values, row + j), load(COLUMNS, words, word + j))
-        apart = mul(apart, splat(COLUMNS, scale))
-        squares = fma(apart, apart, squares)
-    total = lanes_sum(squares)
-    for j in range(by_columns, dim):
-        difference = (values[row + j] - words[word + j]) * scale
-        total += difference * difference
-    return total
+    score = _group_scores(row, dim, forms, slot, first_score, first, own)
+    there = ~np.uint64(0) >> np.uint64(max(0, 64 - (n_codewords - first)))
+    return there & unproved_lanes(greater(splat(GROUP, own.least[row]), score))
 
 
 @inlined
 def _measure_listed(
-    listed_rows: Any,
-    listed: Any,
     n_listed: Any,
     values: Any,
     row: Any,
@@ -367,23 +436,23 @@ def _measure_listed(
     scale: Any,
     words: Any,
     first_word: Any,
-    near: Any,
-    next_near: Any,
-    codes: Any,
-    measured: Any,  # scratch float32 (MOST_LISTED)
+    order: Any,
+    first_score: Any,
+    own: Any,
 ) -> None:
     """Measure how far rows are from the codewords that are listed for them."""
+    # without a branch: which is nearer could not be predicted
     for n in range(n_listed):
-        at = row + np.intp(listed_rows[n]) * dim
-        word = first_word + np.intp(listed[n]) * dim
-        measured[n] = _distance(values, at, words, word, dim, scale)
+        at = row + np.intp(own.rows[n]) * dim
+        word = first_word + order[first_score + np.intp(own.listed[n])] * dim
+        own.measured[n] = squared_distance(values, at, words, word, dim, scale)
     for n in range(n_listed):
-        i, distance = np.intp(listed_rows[n]), measured[n]
-        nearest_yet = near[i]
-        nearer = distance < nearest_yet
-        next_near[i] = min(next_near[i], nearest_yet if nearer else distance)
-        near[i] = distance if nearer else nearest_yet
-        codes[i] = listed[n] if nearer else codes[i]
+        i, distance = np.intp(own.rows[n]), own.measured[n]
+        near = own.near[i]
+        nearer = distance < near
+        own.next_near[i] = min(own.next_near[i], near if nearer else distance)
+        own.near[i] = distance if nearer else near
+        own.codes[i] = own.listed[n] if nearer else own.codes[i]
 
 
 @inlined
@@ -393,181 +462,211 @@ def _measure_possible(
     n_rows: Any,
     dim: Any,
     scale: Any,
+    forms: Any,
+    slot: Any,
     words: Any,
     first_word: Any,
+    order: Any,
+    first_score: Any,
     n_codewords: Any,
-    pairs: Any,
-    word_pairs: Any,
-    place: Any,
-    biases: Any,
-    first_bias: Any,
-    least: Any,
-    tops: Any,
-    near: Any,  # OUT float32 (ROWS): least distance
-    next_near: Any,  # OUT float32 (ROWS): the one after it
-    codes: Any,  # OUT int32 (ROWS)
-    listed_rows: Any,
-    listed: Any,
-    measured: Any,
+    own: Any,
 ) -> Any:
-    """Measure how far rows are from what can be their nearest; return how often."""
-    store(near, 0, splat(ROWS, np.float32(np.inf)))
-    store(next_near, 0, splat(ROWS, np.float32(np.inf)))
-    limit = load(ROWS, least, 0)
+    """Find of what can be a row's nearest codeword the nearest; return how many are measured."""
+    store(own.near, 0, splat(ROWS, np.float32(np.inf)))
+    store(own.next_near, 0, splat(ROWS, np.float32(np.inf)))
+    least = load(ROWS, own.least, 0)
     present = ~np.uint64(0) >> np.uint64(ROWS - n_rows)
-    n_pairs = (dim + 1) // 2
     n_listed, n_measured = 0, 0
     for first in range(0, n_codewords, GROUP):
-        top = load(ROWS, tops, (first // GROUP) * ROWS)
-        rows = unproved_lanes(greater(limit, top)) & present
-        at = place + _group_place(first, n_pairs)
-        there = ~np.uint64(0) >> np.uint64(max(0, 64 - (n_codewords - first)))
+        top = load(ROWS, own.tops, (first // GROUP) * ROWS)
+        rows = unproved_lanes(greater(least, top)) & present
         while rows:
             i = lowest_bit(rows)
             rows &= rows - np.uint64(1)
-            possible = there & _possible(
-                pairs, n_pairs, i, word_pairs, at, biases, first_bias + first, least[i]
+            possible = np.intp(
+                _possible(i, dim, forms, slot, first_score, first, n_codewords, own)
             )  # fmt: skip
-            found = load(GROUP, BITS_SET, np.intp(possible) * GROUP)
-            store(listed, n_listed, add_int(found, splat(GROUP, np.int32(first))))
-            store(listed_rows, n_listed, splat(GROUP, np.int32(i)))
-            n_listed += N_SET[np.intp(possible)]
+            found = load(GROUP, BITS_SET, possible * GROUP)
+            store(own.listed, n_listed, add_int(found, splat(GROUP, np.int32(first))))
+            store(own.rows, n_listed, splat(GROUP, np.int32(i)))
+            n_listed += N_SET[possible]
             if n_listed > MOST_LISTED - GROUP:
                 _measure_listed(
-                    listed_rows, listed, n_listed, values, row, dim, scale, words, first_word,
-                    near, next_near, codes, measured,
-                )  # fmt: skip
+                    n_listed, values, row, dim, scale, words, first_word, order, first_score, own
+                )
                 n_measured += n_listed
                 n_listed = 0
-    _measure_listed(
-        listed_rows, listed, n_listed, values, row, dim, scale, words, first_word, near, next_near,
-        codes, measured,
-    )  # fmt: skip
+    _measure_listed(n_listed, values, row, dim, scale, words, first_word, order, first_score, own)
     return n_measured + n_listed
 
 
 @inlined
-def _decide_possible(
+def _decide(
     values: Any,
     row: Any,
+    i: Any,
     dim: Any,
+    forms: Any,
+    slot: Any,
     words: Any,
     first_word: Any,
+    order: Any,
+    first_score: Any,
     n_codewords: Any,
-    pairs: Any,
-    i: Any,
-    word_pairs: Any,
-    place: Any,
-    biases: Any,
-    first_bias: Any,
-    least: Any,
-    tops: Any,
+    own: Any,
 ) -> Any:
-    """Return one row's code by the definition."""
-    nearest_yet, code = np.inf, 0
-    n_pairs = (dim + 1) // 2
+    """Return where one row's nearest codeword stands, by the definition."""
+    least, code, place = np.inf, np.int64(0), 0
     for first in range(0, n_codewords, GROUP):
-        if tops[(first // GROUP) * ROWS + i] >= least:
-            at = place + _group_place(first, n_pairs)
-            possible = _possible(
-                pairs, n_pairs, i, word_pairs, at, biases, first_bias + first, least
-            )  # fmt: skip
+        if own.tops[(first // GROUP) * ROWS + i] >= own.least[i]:
+            possible = _possible(i, dim, forms, slot, first_score, first, n_codewords, own)
             while possible:
-                k = first + lowest_bit(possible)
+                at = first + lowest_bit(possible)
                 possible &= possible - np.uint64(1)
-                if k < n_codewords:
-                    distance = exact_distance(values, row, words, first_word + k * dim, dim)
-                    if distance < nearest_yet:
-                        nearest_yet, code = distance, k
-    return code
+                k = order[first_score + at]
+                distance = exact_distance(values, row, words, first_word + k * dim, dim)
+                if distance < least or (distance == least and k < code):
+                    least, code, place = distance, k, at
+    return place
 
 
 @inlined
-def _find_codes(
-    values: Any,
+def _find_block(
+    values: Any,  # IN  float32, flat: n_rows rows of `dim` from `row`
     row: Any,
-    n_rows: Any,
+    n_rows: Any,  # ROWS at most
     dim: Any,
     scale: Any,
-    factor: Any,
+    factor: Any,  # A
     centres: Any,
     column: Any,
-    numbers: Any,
+    forms: Any,
     slot: Any,
-    word_pairs: Any,
-    place: Any,
-    biases: Any,
-    first_bias: Any,
-    words: Any,
+    words: Any,  # IN  float32, flat: the codewords themselves
     first_word: Any,
+    order: Any,  # IN  int64: which codeword stands at place k, at first_score + k
+    first_score: Any,
     n_codewords: Any,
-    codes: Any,  # OUT uint32: codes of the rows from first_code
-    first_code: Any,
-    block: Any,  # scratch, from here on as of `scratch`
-    squares: Any,
-    blurs: Any,
-    near: Any,
-    next_near: Any,
-    lane_codes: Any,
-    pairs: Any,
-    top: Any,
-    least: Any,
-    tops: Any,
-    listed_rows: Any,
-    listed: Any,
-    measured: Any,
-    looked_at: Any,  # INOUT int64 (n_slots, 2)
+    looked_at: Any,  # INOUT int64 (n_slots, 2): rows, and distances that were found for them
+    own: Any,  # scratch; OUT codes, tops
 ) -> Any:
-    """Write the codes of rows, block by block; return how many float32 did not prove."""
-    rechecked = 0
-    n_pairs = (dim + 1) // 2
+    """Find where the rows' nearest codewords stand; return for how many it took the definition."""
+    for first in range(0, n_rows, ROW_LANES):
+        lanes = min(n_rows - first, ROW_LANES)
+        fill_block(values, row + first * dim, lanes, dim, scale, centres, column, own.block)
+        _round_block(dim, forms.numbers, slot, first, own)
+    _rank(dim, forms, slot, first_score, n_codewords, own)
+    for first in range(0, ROWS, ROW_LANES):
+        _limit_scores(first, forms.numbers, slot, own)
     looked_at[slot, 0] += n_rows
-    for start in range(0, n_rows, ROWS):
-        n_here = min(n_rows - start, ROWS)
-        here = row + start * dim
-        for first in range(0, n_here, ROW_LANES):
-            lanes = min(n_here - first, ROW_LANES)
-            fill_block(values, here + first * dim, lanes, dim, scale, centres, column, block)
-            _round_block(block, dim, numbers, slot, first, pairs, squares, blurs)
-        _rank_bytes(
-            pairs, n_pairs, word_pairs, place, biases, first_bias, n_codewords, top, tops
-        )  # fmt: skip
-        for first in range(0, ROWS, ROW_LANES):
-            _least_scores(top, first, numbers, slot, squares, blurs, least)
-        looked_at[slot, 1] += _measure_possible(
-            values, here, n_here, dim, scale, words, first_word, n_codewords, pairs, word_pairs,
-            place, biases, first_bias, least, tops, near, next_near, lane_codes,
-            listed_rows, listed, measured,
-        )  # fmt: skip
-        for i in range(n_here):
-            if not next_near[i] > near[i] + (np.float32(3.0) * factor * near[i] + FLOOR):
-                lane_codes[i] = _decide_possible(
-                    values, here + i * dim, dim, words, first_word, n_codewords, pairs, i,
-                    word_pairs, place, biases, first_bias, least[i], tops,
-                )  # fmt: skip
-                rechecked += 1
-            codes[first_code + start + i] = lane_codes[i]
-    return rechecked
+    looked_at[slot, 1] += _measure_possible(
+        values, row, n_rows, dim, scale, forms, slot, words, first_word, order, first_score,
+        n_codewords, own,
+    )  # fmt: skip
+    decided = 0
+    for i in range(n_rows):
+        near = own.near[i]
+        if not own.next_near[i] > near + (np.float32(3.0) * factor * near + FLOOR):
+            own.codes[i] = _decide(
+                values, row + i * dim, i, dim, forms, slot, words, first_word, order, first_score,
+                n_codewords, own,
+            )  # fmt: skip
+            decided += 1
+    return decided
 
 
-def scratch(dim: int, n_codewords: int) -> tuple[NDArray[Any], ...]:
-    """Return what a thread needs for fields of so many columns and codewords at most."""
-    n_groups = -(-n_codewords // GROUP)
-    return (
-        aligned(dim * ROW_LANES, np.float32),  # rows, centred and transposed
-        aligned(ROWS, np.float32),  # |q|²
-        aligned(ROWS, np.float32),  # H
-        aligned(ROWS, np.float32),  # least distance
-        aligned(ROWS, np.float32),  # the one after it
-        aligned(ROWS, np.int32),  # codes
-        aligned((dim + 1) // 2 * ROWS, np.int16),  # q + 128, in pairs
-        aligned(ROWS, np.int16),  # B + C²/2
-        aligned(ROWS, np.int16),  # limits of scores
-        aligned(n_groups * ROWS, np.int16),  # best score of each group
-        aligned(MOST_LISTED, np.int32),  # rows
-        aligned(MOST_LISTED, np.int32),  # codewords that can be their nearest
-        aligned(MOST_LISTED, np.float32),  # how far these are
-    )
+@inlined
+def _leave_out(
+    i: Any,
+    place: Any,
+    dim: Any,
+    forms: Any,
+    slot: Any,
+    first_score: Any,
+    own: Any,
+) -> None:
+    """Make a row's best score of the group of a codeword that of the others."""
+    first = place - place % GROUP
+    score = _group_scores(i, dim, forms, slot, first_score, first, own)
+    others = with_lane(score, np.int32(place - first), LOWEST)
+    own.tops[(first // GROUP) * ROWS + i] = lanes_maximum(others)
+
+
+@inlined
+def _lower_distances(
+    first: Any, panel: Any, n_codewords: Any, numbers: Any, slot: Any, own: Any
+) -> Any:
+    """Return lower bounds of the distances of ROW_LANES rows to the codewords of a panel."""
+    shift = splat(ROW_LANES, numbers[slot, SHIFT])
+    nothing = splat(ROW_LANES, np.float32(0.0))
+    top = splat(ROW_LANES, LOWEST)
+    for k in range(panel * PANEL, min((panel + 1) * PANEL, n_codewords), GROUP):
+        top = larger(top, load(ROW_LANES, own.tops, (k // GROUP) * ROWS + first))
+    square = load(ROW_LANES, own.squares, first)
+    score = sub(as_float(top), shift)
+    apart = larger(fma(splat(ROW_LANES, np.float32(-2.0)), score, square), nothing)
+    apart = larger(sub(square_root(apart), load(ROW_LANES, own.blurs, first)), nothing)
+    lower = mul(apart, splat(ROW_LANES, numbers[slot, STEP] * SHRINK))
+    within = greater(splat(ROW_LANES, numbers[slot, REACH_SQUARE]), square)
+    return pick(within, lower, nothing)
+
+
+@inlined
+def _keep_bounds(
+    lanes: Any,
+    dim: Any,
+    forms: Any,
+    slot: Any,
+    first_score: Any,
+    n_codewords: Any,
+    rows: Any,  # IN  int32 (lanes): which rows of the tile these are
+    in_order: Any,  # whether they lie one behind another
+    drifts: Any,
+    first_drift: Any,
+    bounds: Any,  # OUT float32 (panels, n_rows), flat, from first_bound
+    first_bound: Any,
+    n_rows: Any,
+    own: Any,
+) -> None:
+    """Write the bounds of all panels of a block's rows (cpu_skipping)."""
+    for lane in range(lanes):
+        _leave_out(lane, own.codes[lane], dim, forms, slot, first_score, own)
+    for p in range((n_codewords + PANEL - 1) // PANEL):
+        drift = splat(ROW_LANES, drifts[first_drift + p])
+        at = first_bound + p * n_rows
+        for first in range(0, lanes, ROW_LANES):
+            lower = _lower_distances(first, p, n_codewords, forms.numbers, slot, own)
+            lower = mul(add(lower, drift), splat(ROW_LANES, SHRINK))
+            if in_order and first + ROW_LANES <= lanes:
+                store(bounds, at + rows[first], lower)
+            else:
+                store(own.near, 0, lower)
+                for lane in range(min(lanes - first, ROW_LANES)):
+                    bounds[at + rows[first + lane]] = own.near[lane]
+
+
+@inlined
+def _gather_rows(
+    values: Any,
+    first_value: Any,
+    dim: Any,
+    listed: Any,
+    first_listed: Any,
+    start: Any,
+    lanes: Any,
+    in_order: Any,
+    own: Any,
+) -> None:
+    """Write rows of a tile one behind another, and which these are: listed ones, or in order."""
+    by_columns = dim - dim % COLUMNS
+    for lane in range(lanes):
+        i = np.int32(start + lane) if in_order else listed[first_listed + start + lane]
+        own.gathered_rows[lane] = i
+        at = first_value + i * dim
+        for j in range(0, by_columns, COLUMNS):
+            store(own.gathered, lane * dim + j, load(COLUMNS, values, at + j))
+        for j in range(by_columns, dim):
+            own.gathered[lane * dim + j] = values[at + j]
 
 
 @compiled
@@ -579,26 +678,15 @@ def run_first_pass(
     values: Any,  # IN  float32, flat
     centres: Any,  # IN  float32
     words: Any,  # IN  float32, flat: the codewords themselves
-    places: Any,  # IN  int64 (n_slots): where a slot's word_pairs begin; -1 where it has none
-    numbers: Any,  # IN  float32 (n_slots, NUMBERS)
-    word_pairs: Any,  # IN  int16, flat
-    biases: Any,  # IN  int16, flat as scores
+    order: Any,  # IN  int64, flat as scores: which codeword stands at a place
+    forms: Any,  # IN  FirstForms
     codes: Any,  # OUT uint32
-    rechecked: Any,  # INOUT int64 (n_slots): rows the filter did not prove; this thread's own
-    looked_at: Any,  # INOUT int64 (n_slots, 2): see `_is_worth`; this thread's own
-    block: Any,  # scratch, as all that follows: see `scratch`
-    squares: Any,
-    blurs: Any,
-    near: Any,
-    next_near: Any,
-    lane_codes: Any,
-    pairs: Any,
-    top: Any,
-    least: Any,
-    tops: Any,
-    listed_rows: Any,
-    listed: Any,
-    measured: Any,
+    waiting: Any,  # IN  int32, flat as codes: of a tile with TILE_LISTED rows, which these are
+    bounds: Any,  # OUT float32, flat: bounds of kept rows from the tile's TILE_BOUNDS
+    drifts: Any,  # IN  float32, one a panel, from the tile's TILE_DRIFTS
+    rechecked: Any,  # INOUT int64 (n_slots): rows that took the definition; this thread's own
+    looked_at: Any,  # INOUT int64 (n_slots, 2): see `is_worth`; this thread's own
+    own: Any,  # Scratch
 ) -> None:
     """Take tiles until none is left: find the codes of those whose field has a first pass."""
     while True:
@@ -606,19 +694,37 @@ def run_first_pass(
         if tile >= len(tiles):
             return
         slot = tiles[tile, TILE_SLOT]
-        n_codewords = slots[slot, SLOT_CODEWORDS]
+        n_codewords, dim = slots[slot, SLOT_CODEWORDS], slots[slot, SLOT_DIM]
+        kept = tiles[tile, TILE_BOUNDS] >= 0
         if (
             tiles[tile, TILE_FOUND]
-            or places[slot] < 0
-            or not _is_worth(looked_at, slot, n_codewords)
+            or forms.places[slot] < 0
+            or not (kept or _is_worth(looked_at[slot, 0], looked_at[slot, 1], n_codewords))
         ):
             continue
         tiles[tile, TILE_FOUND] = 1
-        rechecked[slot] += _find_codes(
-            values, tiles[tile, TILE_VALUES], tiles[tile, TILE_ROWS], slots[slot, SLOT_DIM],
-            factors[slot, 0], factors[slot, 1], centres, slots[slot, SLOT_COLUMNS], numbers, slot,
-            word_pairs, places[slot], biases, slots[slot, SLOT_SCORES], words,
-            slots[slot, SLOT_WORDS], n_codewords, codes, tiles[tile, TILE_CODES], block, squares,
-            blurs, near, next_near, lane_codes, pairs, top, least, tops, listed_rows, listed,
-            measured, looked_at,
-        )  # fmt: skip
+        first_score, first_code = slots[slot, SLOT_SCORES], tiles[tile, TILE_CODES]
+        n_rows, n_listed = tiles[tile, TILE_ROWS], tiles[tile, TILE_LISTED]
+        in_order = n_listed == EVERY
+        if in_order:
+            n_listed = n_rows
+        for start in range(0, n_listed, ROWS):
+            lanes = min(n_listed - start, ROWS)
+            _gather_rows(
+                values, tiles[tile, TILE_VALUES], dim, waiting, first_code, start, lanes,
+                in_order, own,
+            )  # fmt: skip
+            rechecked[slot] += _find_block(
+                own.gathered, 0, lanes, dim, factors[slot, 0], factors[slot, 1], centres,
+                slots[slot, SLOT_COLUMNS], forms, slot, words, slots[slot, SLOT_WORDS], order,
+                first_score, n_codewords, looked_at, own,
+            )  # fmt: skip
+            for lane in range(lanes):
+                code = order[first_score + own.codes[lane]]
+                codes[first_code + own.gathered_rows[lane]] = code
+            if kept:
+                _keep_bounds(
+                    lanes, dim, forms, slot, first_score, n_codewords, own.gathered_rows, in_order,
+                    drifts, tiles[tile, TILE_DRIFTS], bounds, tiles[tile, TILE_BOUNDS], n_rows,
+                    own,
+                )  # fmt: skip

@@ -17,7 +17,7 @@ from saec_gpu.backends.protocol import StorePlan
 from saec_gpu.data import Chunk, Float32, Int64
 from saec_gpu.layout import Layout, Segment
 
-FIRST_PASSES = 2  # codewords move so far in these that bounds would not hold for the next
+FIRST_PASSES = 3  # codewords move so far in these that bounds would not hold for the next
 LEAST_PANELS = 4  # below, looking at all codewords takes no longer than the bounds
 BOUND_BYTES = 4
 MOVED_SLACK = 2.0**-24  # float64 sums of up to 2²⁷ squares
@@ -116,10 +116,13 @@ class RowMemory:
     codes : uint32 (n_rows of the chunk,)
     room : int
         Bytes that bounds may take.
+    slow : set of str
+        Fields whose codes are found faster without a first pass (cpu_first_pass).
     """
 
     codes: NDArray[np.uint32]
     room: int
+    slow: set[str] = field(default_factory=set)
     _orders: dict[str, Int64] = field(default_factory=dict)
     _passes: dict[Segment, int] = field(default_factory=dict)
     _kept: dict[Segment, Bounds] = field(default_factory=dict)

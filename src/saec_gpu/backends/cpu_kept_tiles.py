@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from saec_gpu.backends.cpu_skipping import find_kept_codes
+from saec_gpu.backends.cpu_skipping import list_rows, rank_listed
 from saec_gpu.backends.cpu_tiles import (
+    EVERY,
     SLOT_CODEWORDS,
     SLOT_COLUMNS,
     SLOT_DIM,
@@ -18,7 +19,9 @@ from saec_gpu.backends.cpu_tiles import (
     TILE_BOUNDS,
     TILE_CODES,
     TILE_DRIFTS,
+    TILE_FOUND,
     TILE_KNOWN,
+    TILE_LISTED,
     TILE_ROWS,
     TILE_SLOT,
     TILE_VALUES,
@@ -30,7 +33,7 @@ from saec_gpu.compiled import compiled
 @compiled
 def run_kept_tiles(
     counter: Any,  # INOUT int64 (1): tiles handed out so far, shared by all threads
-    tiles: Any,  # IN  int64 (n_tiles, TILE_COLUMNS): of kept rows
+    tiles: Any,  # INOUT int64 (n_tiles, TILE_COLUMNS)
     slots: Any,  # IN  int64 (n_slots, SLOT_FIELDS)
     factors: Any,  # IN  float32 (n_slots, 2): scale of the filter, A
     values: Any,  # IN  float32, flat
@@ -43,6 +46,8 @@ def run_kept_tiles(
     codes: Any,  # INOUT uint32
     bounds: Any,  # INOUT float32, flat: bounds of rows from the tile's TILE_BOUNDS
     drifts: Any,  # IN  float32, one a panel, from the tile's TILE_DRIFTS
+    with_first: Any,  # IN  bool (n_slots): whether rows that are left go to the first pass
+    waiting: Any,  # OUT int32, flat as codes: which rows of a tile these are
     rechecked: Any,  # INOUT int64 (n_slots): rows the filter did not prove; this thread's own
     block: Any,  # scratch float32 (max dim * ROW_LANES)
     lane_codes: Any,  # scratch int32 (ROW_LANES)
@@ -56,20 +61,38 @@ def run_kept_tiles(
     found: Any,  # scratch int32 (max rows of a tile + PANEL)
     best: Any,  # scratch float32 (max rows of a tile + PANEL)
     lines: Any,  # scratch float32 (2 * (max rows of a tile + PANEL))
-    listed: Any,  # scratch int64 (max rows of a tile)
 ) -> None:
-    """Take tiles until none is left: bring codes and bounds up to date."""
+    """Take tiles until none is left: bring codes and bounds of kept rows up to date."""
     while True:
         tile = take_next(counter)
         if tile >= len(tiles):
             return
-        slot = tiles[tile, TILE_SLOT]
-        rechecked[slot] += find_kept_codes(
-            values, tiles[tile, TILE_VALUES], tiles[tile, TILE_ROWS], slots[slot, SLOT_DIM],
-            factors[slot, 0], factors[slot, 1], centres, slots[slot, SLOT_COLUMNS], panels,
-            slots[slot, SLOT_PANEL], scores, slots[slot, SLOT_SCORES], order, place, words,
-            slots[slot, SLOT_WORDS], slots[slot, SLOT_CODEWORDS], codes, tiles[tile, TILE_CODES],
-            bounds, tiles[tile, TILE_BOUNDS], drifts, tiles[tile, TILE_DRIFTS],
-            tiles[tile, TILE_KNOWN] != 0, block, lane_codes, leads, tops, centred, own, norms,
-            places, needs, found, best, lines, listed,
+        if tiles[tile, TILE_BOUNDS] < 0:
+            continue
+        slot, n_rows = tiles[tile, TILE_SLOT], tiles[tile, TILE_ROWS]
+        known = tiles[tile, TILE_KNOWN] != 0
+        listed = waiting[tiles[tile, TILE_CODES] :]
+        n_listed = n_rows
+        if known:
+            n_listed = list_rows(
+                values, tiles[tile, TILE_VALUES], n_rows, slots[slot, SLOT_DIM], factors[slot, 0],
+                factors[slot, 1], centres, slots[slot, SLOT_COLUMNS], panels,
+                slots[slot, SLOT_PANEL], scores, slots[slot, SLOT_SCORES], place, words,
+                slots[slot, SLOT_WORDS], slots[slot, SLOT_CODEWORDS], codes,
+                tiles[tile, TILE_CODES], bounds, tiles[tile, TILE_BOUNDS], drifts,
+                tiles[tile, TILE_DRIFTS], centred, own, norms, places, needs, found, best, lines,
+                listed,
+            )  # fmt: skip
+        if with_first[slot] and n_listed > 0:
+            tiles[tile, TILE_FOUND] = 0
+            tiles[tile, TILE_LISTED] = n_listed if known else EVERY
+            continue
+        rechecked[slot] += rank_listed(
+            listed, n_listed, known, values, tiles[tile, TILE_VALUES], n_rows,
+            slots[slot, SLOT_DIM], factors[slot, 0], factors[slot, 1], centres,
+            slots[slot, SLOT_COLUMNS], panels, slots[slot, SLOT_PANEL], scores,
+            slots[slot, SLOT_SCORES], order, words, slots[slot, SLOT_WORDS],
+            slots[slot, SLOT_CODEWORDS], codes, tiles[tile, TILE_CODES], bounds,
+            tiles[tile, TILE_BOUNDS], drifts, tiles[tile, TILE_DRIFTS], block, lane_codes, leads,
+            tops,
         )  # fmt: skip

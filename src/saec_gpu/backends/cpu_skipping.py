@@ -7,8 +7,8 @@ by which its panel's farthest mover had moved until then (`drifts`), and is comp
 sum is now. A row's own distance is computed anew; a panel whose bound is still above it cannot win,
 and is passed over. Panels are of codewords near each other (cpu_kept.neighbours_together), so that
 few of them are near a row: codeword order[k] stands at place k of the panels. What is left is
-looked at panel by panel, and a row for which that does not suffice goes through the filter as if
-nothing were known of it (`rank`, `decide`).
+looked at panel by panel, and a row for which that does not suffice is looked at as if nothing were
+known of it: by the first pass where the field has one (cpu_first_pass), else here (`rank_listed`).
 
 All distances are those of scaled rows, as in cpu_filter; u = 2⁻²⁴, A, y, e, Y, E and T_k are as
 there. A code that is kept is the one that the definition gives, because
@@ -19,13 +19,13 @@ and, with N the computed |y|², |Y|² ≥ N − (d + 4)uN ≥ N − AN and |y|²
 
     D_k² ≥ (N − 2 score_k) − 3AN − 4 FLOOR                               (`lower_distance`)
 
-where SHRINK takes the four roundings of that, each at most u. For the own codeword c the columns
-x_j − c_j of the unscaled row are rounded once each; the product by the scale is exact, or what is
-below the smallest float32 is within FLOOR; so the float32 sum of the squares is within Au of itself
-(`_upper_distance`). A panel is passed over only if its bound is above the own distance by more than
-SHRINK or GROW leave, 2⁻²² of itself: that is 2³¹ times what the definition's float64 distances of
-d columns differ from the real ones, divided by d + 3. Sums of drifts are rounded up, each from the
-one before, so that the difference of two is not below what was moved between.
+where SHRINK takes the four roundings of that, each at most u. The distance to the own codeword c is
+found from the row as it is: products by the scale are exact, or what is below the smallest float32
+is within FLOOR; each difference is rounded once; so the float32 sum of their squares is within A of
+itself (`squared_distance`). A panel is passed over only if its bound is above the own distance by
+more than SHRINK or GROW leave, 2⁻²² of itself: that is 2³¹ times what the definition's float64
+distances of d columns differ from the real ones, divided by d + 3. Sums of drifts are rounded up,
+each from the one before, so that the difference of two is not below what was moved between.
 
 No comparison with NaN proves anything, and where |y|² overflows a bound is 0.
 """
@@ -69,7 +69,7 @@ GROUPS = PANEL // GROUP
 TOGETHER = 4  # rows whose scores are found at once: they share a panel's loads
 COLUMNS = 8  # columns of a row that are taken at once
 NOWHERE = np.float32(-np.inf)  # an own distance below every bound: no panel is looked at
-MOST_PANELS = 0.7  # of a row's panels; beyond, looking at all of them with the filter is faster
+MOST_PANELS = 0.5  # of a row's panels; beyond, looking at all of them is faster
 
 
 def _lower_distance(lanes: int) -> Any:
@@ -93,20 +93,28 @@ _panel_lower_distance = _lower_distance(PANEL)
 
 
 @inlined
+def squared_distance(values: Any, row: Any, words: Any, word: Any, dim: Any, scale: Any) -> Any:
+    """Return the squared distance of a scaled row and codeword, in float32."""
+    by_columns = dim - dim % COLUMNS
+    squares = splat(COLUMNS, np.float32(0.0))
+    for j in range(0, by_columns, COLUMNS):
+        # scaled before they are subtracted: the difference of two large ones may overflow
+        x = mul(load(COLUMNS, values, row + j), splat(COLUMNS, scale))
+        apart = fma(load(COLUMNS, words, word + j), splat(COLUMNS, -scale), x)
+        squares = fma(apart, apart, squares)
+    total = lanes_sum(squares)
+    for j in range(by_columns, dim):
+        difference = values[row + j] * scale - words[word + j] * scale
+        total += difference * difference
+    return total
+
+
+@inlined
 def _upper_distance(
     values: Any, row: Any, words: Any, word: Any, dim: Any, scale: Any, factor: Any
 ) -> Any:
     """Return a float32 not below the distance of a row to a codeword."""
-    by_columns = dim - dim % COLUMNS
-    squares = splat(COLUMNS, np.float32(0.0))
-    for j in range(0, by_columns, COLUMNS):
-        apart = sub(load(COLUMNS, values, row + j), load(COLUMNS, words, word + j))
-        apart = mul(apart, splat(COLUMNS, scale))
-        squares = fma(apart, apart, squares)
-    total = lanes_sum(squares)
-    for j in range(by_columns, dim):
-        difference = (values[row + j] - words[word + j]) * scale
-        total += difference * difference
+    total = squared_distance(values, row, words, word, dim, scale)
     return np.sqrt((total + factor * total) + FLOOR) * GROW
 
 
@@ -203,7 +211,7 @@ def _passed(own: Any, first: Any, drift: Any, bounds: Any, at: Any) -> Any:
 
 
 @inlined
-def _list_rows(
+def _list_far_rows(
     values: Any,
     row: Any,
     n_rows: Any,
@@ -220,7 +228,7 @@ def _list_rows(
     own: Any,  # INOUT float32 (n_rows)
     norms: Any,  # OUT float32 (n_rows): their |y|²
     needs: Any,  # INOUT int32 (n_rows), zeros at first: bounds that fail
-    listed: Any,  # OUT int64 (n_rows)
+    listed: Any,  # OUT int32 (n_rows)
 ) -> Any:
     """List rows of which most bounds fail; make the others ready; return how many are listed."""
     for p in range(n_panels):
@@ -365,7 +373,69 @@ def _keep_bounds(
 
 
 @inlined
-def find_kept_codes(
+def list_rows(
+    values: Any,
+    row: Any,
+    n_rows: Any,
+    dim: Any,
+    scale: Any,
+    factor: Any,
+    centres: Any,
+    column: Any,
+    panels: Any,
+    panel: Any,
+    scores: Any,
+    first_score: Any,
+    place: Any,
+    words: Any,
+    first_word: Any,
+    n_codewords: Any,
+    codes: Any,  # IN  uint32: codes of the rows from first_code
+    first_code: Any,
+    bounds: Any,  # INOUT float32 (panels, n_rows), flat, from first_bound
+    first_bound: Any,
+    drifts: Any,  # IN  float32: of panel p at first_drift + p
+    first_drift: Any,
+    centred: Any,  # scratch float32 (rows of a tile * dim)
+    own: Any,  # scratch float32 (rows of a tile + PANEL)
+    norms: Any,  # scratch float32 (rows of a tile + PANEL)
+    places: Any,  # scratch int32 (rows of a tile)
+    needs: Any,  # scratch int32 (rows of a tile + PANEL)
+    found: Any,  # scratch int32 (rows of a tile + PANEL)
+    best: Any,  # scratch float32 (rows of a tile + PANEL)
+    lines: Any,  # scratch float32 (2 * (rows of a tile + PANEL))
+    listed: Any,  # OUT int32 (rows of a tile)
+) -> Any:
+    """List rows whose codes may change, and bring the bounds of the others up to date."""
+    n_panels = (n_codewords + PANEL - 1) // PANEL
+    _measure_rows(
+        values, row, n_rows, dim, scale, factor, words, first_word, codes, first_code, place,
+        first_score, own, places, needs,
+    )  # fmt: skip
+    n_listed = _list_far_rows(
+        values, row, n_rows, dim, scale, centres, column, n_panels, bounds, first_bound, drifts,
+        first_drift, centred, own, norms, needs, listed,
+    )  # fmt: skip
+    for p in range(n_panels):
+        drift = splat(PANEL, drifts[first_drift + p])
+        at = first_bound + p * n_rows
+        n_found = _find_rows(own, n_rows, drift, bounds, at, found)
+        for i in range(0, n_found, TOGETHER):
+            _score_rows(
+                centred, found, i, dim, panels, panel + p * PANEL * dim, scores,
+                first_score + p * PANEL, places, np.int32(p * PANEL), best,
+            )  # fmt: skip
+        n_listed = _renew_bounds(
+            found, n_found, best, norms, factor, drift, bounds, at, own, lines, listed, n_listed
+        )
+    return n_listed
+
+
+@inlined
+def rank_listed(
+    listed: Any,
+    n_listed: Any,
+    known: Any,  # the rows are listed; else they are the first n_listed
     values: Any,
     row: Any,
     n_rows: Any,
@@ -379,56 +449,21 @@ def find_kept_codes(
     scores: Any,
     first_score: Any,
     order: Any,
-    place: Any,
     words: Any,
     first_word: Any,
     n_codewords: Any,
-    codes: Any,  # INOUT uint32: codes of the rows from first_code
+    codes: Any,  # OUT uint32: codes of the rows from first_code
     first_code: Any,
-    bounds: Any,  # INOUT float32 (panels, n_rows), flat, from first_bound
+    bounds: Any,  # OUT float32 (panels, n_rows), flat, from first_bound
     first_bound: Any,
-    drifts: Any,  # IN  float32: of panel p at first_drift + p
+    drifts: Any,
     first_drift: Any,
-    known: Any,  # whether codes and bounds are those of the last pass
     block: Any,  # scratch
     lane_codes: Any,  # scratch
     leads: Any,  # scratch
     tops: Any,  # scratch float32 (max groups * ROW_LANES)
-    centred: Any,  # scratch float32 (rows of a tile * dim)
-    own: Any,  # scratch float32 (rows of a tile + PANEL)
-    norms: Any,  # scratch float32 (rows of a tile + PANEL)
-    places: Any,  # scratch int32 (rows of a tile)
-    needs: Any,  # scratch int32 (rows of a tile + PANEL)
-    found: Any,  # scratch int32 (rows of a tile + PANEL)
-    best: Any,  # scratch float32 (rows of a tile + PANEL)
-    lines: Any,  # scratch float32 (2 * (rows of a tile + PANEL))
-    listed: Any,  # scratch int64 (rows of a tile)
 ) -> Any:
-    """Bring codes and bounds up to date; return how many rows the filter did not prove."""
-    n_listed = n_rows
-    if known:
-        n_panels = (n_codewords + PANEL - 1) // PANEL
-        _measure_rows(
-            values, row, n_rows, dim, scale, factor, words, first_word, codes, first_code, place,
-            first_score, own, places, needs,
-        )  # fmt: skip
-        n_listed = _list_rows(
-            values, row, n_rows, dim, scale, centres, column, n_panels, bounds, first_bound,
-            drifts, first_drift, centred, own, norms, needs, listed,
-        )  # fmt: skip
-        for p in range(n_panels):
-            drift = splat(PANEL, drifts[first_drift + p])
-            at = first_bound + p * n_rows
-            n_found = _find_rows(own, n_rows, drift, bounds, at, found)
-            for i in range(0, n_found, TOGETHER):
-                _score_rows(
-                    centred, found, i, dim, panels, panel + p * PANEL * dim, scores,
-                    first_score + p * PANEL, places, np.int32(p * PANEL), best,
-                )  # fmt: skip
-            n_listed = _renew_bounds(
-                found, n_found, best, norms, factor, drift, bounds, at, own, lines, listed,
-                n_listed,
-            )  # fmt: skip
+    """Write codes and bounds of rows; return how many rows the filter did not prove."""
     rechecked = 0
     for start in range(0, n_listed, ROW_LANES):
         lanes = min(n_listed - start, ROW_LANES)

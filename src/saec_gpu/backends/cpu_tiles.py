@@ -22,8 +22,10 @@ from saec_gpu.compiled import compiled, inlined
     TILE_DRIFTS,
     TILE_KNOWN,
     TILE_FOUND,  # whether the codes are there already
-) = range(9)
-TILE_COLUMNS = 9
+    TILE_LISTED,  # of kept rows: how many are left to the first pass, if not EVERY row
+) = range(10)
+TILE_COLUMNS = 10
+EVERY = -1
 # columns of the slot table: one slot is one field's codebook
 (
     SLOT_DIM,

@@ -138,7 +138,6 @@ add = _binary(lambda builder, x, y: builder.fadd(x, y))
 sub = _binary(lambda builder, x, y: builder.fsub(x, y))
 mul = _binary(lambda builder, x, y: builder.fmul(x, y))
 add_int = _binary(lambda builder, x, y: builder.add(x, y))
-sub_int = _binary(lambda builder, x, y: builder.sub(x, y))
 
 
 def _compared(builder: Any, how: str, x: Any, y: Any) -> Any:
@@ -195,37 +194,25 @@ def _taken(builder: Any, x: Any, y: Any, places: Iterable[int]) -> Any:
     return builder.shuffle_vector(x, y, ir.Constant(kind, numbers))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def lanes_sum(typing: Any, x: Any) -> Any:
-    """Return the sum of a vector's lanes: halves are added until one is left."""
+def _folded(emit: Callable[[Any, Any, Any], Any]) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def fold(typing: Any, x: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            left, lanes = args[0], x.lanes
+            while lanes > 1:
+                lanes //= 2
+                halves = range(lanes), range(lanes, 2 * lanes)
+                left = emit(builder, *(_taken(builder, left, left, places) for places in halves))
+            return builder.extract_element(left, ir.Constant(ir.IntType(32), 0))
 
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        left, lanes = args[0], x.lanes
-        while lanes > 1:
-            lanes //= 2
-            halves = range(lanes), range(lanes, 2 * lanes)
-            left = builder.fadd(*(_taken(builder, left, left, places) for places in halves))
-        return builder.extract_element(left, ir.Constant(ir.IntType(32), 0))
+        return x.element(x), generate
 
-    return x.element(x), generate
+    return fold
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def lanes_maximum(typing: Any, x: Any) -> Any:
-    """Return the maximum of a vector's lanes."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        left, lanes = args[0], x.lanes
-        while lanes > 1:
-            lanes //= 2
-            low, high = (
-                _taken(builder, left, left, places)
-                for places in (range(lanes), range(lanes, 2 * lanes))
-            )
-            left = builder.select(_compared(builder, ">", low, high), low, high)
-        return builder.extract_element(left, ir.Constant(ir.IntType(32), 0))
-
-    return x.element(x), generate
+# of a vector's lanes: halves are put together until one is left
+lanes_sum = _folded(lambda builder, x, y: builder.fadd(x, y))
+lanes_maximum = _folded(lambda builder, x, y: builder.select(_compared(builder, ">", x, y), x, y))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -254,7 +241,7 @@ TAG_BITS = 2
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def tagged(typing: Any, x: Any, tag: Any) -> Any:
-    """Return float32 or int32 lanes, their lowest TAG_BITS bits replaced by a literal tag."""
+    """Return float32 lanes with their lowest TAG_BITS bits replaced by a literal tag."""
     whole = Vector(types.int32, x.lanes)
     number = tag.literal_value
 
@@ -263,8 +250,6 @@ def tagged(typing: Any, x: Any, tag: Any) -> Any:
         bits = builder.bitcast(args[0], llvm)
         kept = builder.and_(bits, ir.Constant(llvm, [-1 << TAG_BITS] * x.lanes))
         marked = builder.or_(kept, ir.Constant(llvm, [number] * x.lanes))
-        if x.element == types.int32:
-            return marked
         # else LLVM compares and selects these as integers, where one maximum would do
         return _call(builder, "llvm.arithmetic.fence", x, [builder.bitcast(marked, _llvm(x))])
 
@@ -273,7 +258,7 @@ def tagged(typing: Any, x: Any, tag: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def tags(typing: Any, x: Any) -> Any:
-    """Return the tags of float32 or int32 lanes as int32."""
+    """Return the tags of float32 lanes as int32."""
     whole = Vector(types.int32, x.lanes)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -338,7 +323,11 @@ def dot_bytes(typing: Any, x: Any, y: Any, z: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         step = min(PAIR_BITS // 16, x.lanes)
-        name = {8: "ssse3.pmadd.ub.sw.128", 16: "avx2.pmadd.ub.sw", 32: "avx512.pmaddubs.w.512"}.get(step)
+        name = {
+            8: "ssse3.pmadd.ub.sw.128",
+            16: "avx2.pmadd.ub.sw",
+            32: "avx512.pmaddubs.w.512",
+        }.get(step)
         if name is None:
             return builder.add(_dots(builder, *args[:2]), args[2])
         pairs, sums = ir.VectorType(ir.IntType(8), 2 * step), ir.VectorType(ir.IntType(16), step)
@@ -347,16 +336,17 @@ def dot_bytes(typing: Any, x: Any, y: Any, z: Any) -> Any:
         )
         parts = []
         for first in range(0, x.lanes, step):
-            a, b, c = (_taken(builder, arg, arg, range(first, first + step)) for arg in args)
-            found = builder.call(products, [builder.bitcast(a, pairs), builder.bitcast(b, pairs)])
-            parts.append(builder.add(found, c))
+            a, b = (_taken(builder, arg, arg, range(first, first + step)) for arg in args[:2])
+            parts.append(
+                builder.call(products, [builder.bitcast(a, pairs), builder.bitcast(b, pairs)])
+            )
         while len(parts) > 1:
             lanes = range(2 * parts[0].type.count)
             parts = [
                 _taken(builder, low, high, lanes)
                 for low, high in zip(parts[::2], parts[1::2], strict=True)
             ]
-        return parts[0]
+        return builder.add(parts[0], args[2])
 
     return x(x, y, z), generate
 
