@@ -20,6 +20,7 @@ from saec_gpu.backends.cpu_first_pass import (
     STEP,
     first_form,
 )
+from saec_gpu.backends.cpu_kept import kept_rows
 from saec_gpu.backends.simd import ROW_LANES, dot_bytes, load, narrow, nearest, paired, store
 from saec_gpu.compiled import compiled
 from saec_gpu.data import Chunk, Codebook, Float32, chunk_of
@@ -221,6 +222,44 @@ def test_the_host_decides_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (places[0] >= 0) == (bits > 0)
         few = CpuBackend(1).load_codebooks({"x": Codebook(rows[:3])}).first.places
         assert few[0] < 0
+
+
+def test_little_work_goes_without(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    monkeypatch.setattr(cpu_first_pass, "PAIR_BITS", 256)
+    rows = rows_of("normal", rng, 300, 16)
+    work = 300 * 16 * LEAST_CODEWORDS
+    for least, seen in ((work + 1, 0), (work, 300)):
+        monkeypatch.setattr(cpu_first_pass, "LEAST_PRODUCTS", least)
+        backend = CpuBackend(1)
+        loaded = backend.load_codebooks({"x": Codebook(rows[:LEAST_CODEWORDS].copy())})
+        backend.assign(chunk_of("x", rows), loaded)
+        assert loaded.accumulators(1)[0].looked_at[0, 0] == seen
+
+
+def test_kept_rows_remember_that_it_left_too_much(rng: np.random.Generator) -> None:
+    # fields of a kind that it serves well, and of one that it does not
+    codewords = rows_of("normal", rng, 64, 16)
+    words = {"well": codewords, "ill": codewords * np.float32(1.0)}
+    words["ill"][0] *= 1000
+    rows = {name: rows_of("normal", rng, 3000, 16) for name in words}
+    backend = CpuBackend(2, first_pass=True)
+    chunks = {name: kept_rows(chunk_of(name, one), 2**24) for name, one in rows.items()}
+    for number in range(6):
+        for name, chunk in chunks.items():
+            loaded = backend.load_codebooks({name: Codebook(words[name])})
+            backend.assign_accumulate(chunk, loaded)
+            seen = sum(int(thread.looked_at[0, 0]) for thread in loaded.accumulators(1))
+            if number == 0:
+                assert seen > 0
+            if number > 0 and name == "ill":
+                assert seen == 0
+            expected = definition(rows[name], words[name]).argmin(axis=1)
+            assert chunk.memory.codes.tolist() == expected.tolist()
+    assert {name: chunk.memory.slow for name, chunk in chunks.items()} == {
+        "well": set(), "ill": {"ill"},
+    }  # fmt: skip
 
 
 # The operations on bytes.

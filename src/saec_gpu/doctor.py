@@ -173,6 +173,8 @@ def _version(package: str) -> str:
 
 def _warm() -> Finding:
     """Compress, verify, look up and update small tables: that calls what a usual run calls."""
+    from saec_gpu.backends import open_backend
+    from saec_gpu.backends.cpu import CpuBackend
     from saec_gpu.compression import compress
     from saec_gpu.updating import update
 
@@ -180,11 +182,16 @@ def _warm() -> Finding:
     rows = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
     rows[:200] *= np.float32(2**-10)  # one codeword for most rows: their codes are in levels
     narrow, wide = np.ones(len(rows)), np.ldexp(1.0, np.arange(len(rows)) % 60)
-    # 96 codewords are enough for a first pass, and for passes that skip
-    for weights, k in ((narrow, 8), (wide, 8), (None, 96)):
+    usual, large = open_backend("auto"), CpuBackend(first_pass=True)
+    # 64 codewords are enough for passes that skip
+    for weights, k, backend in ((narrow, 8, usual), (wide, 8, usual), (None, 64, large)):
         with tempfile.TemporaryDirectory(prefix="saec-warm-") as folder:
-            artifact = compress(rows, weights=weights, codewords=k, out=Path(folder) / "x.saec")
+            artifact = compress(
+                rows, weights=weights, codewords=k, backend=backend, out=Path(folder) / "x.saec"
+            )
             artifact.verify(rows, weights=weights)
             artifact["x"].lookup([0])
-            update(artifact, rows + 1, weights=weights, out=Path(folder) / "y.saec")
+            update(
+                artifact, rows + 1, weights=weights, backend=backend, out=Path(folder) / "y.saec"
+            )
     return Finding("kernels", f"ready after {time.perf_counter() - begun:.1f} s")

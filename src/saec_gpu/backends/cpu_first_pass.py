@@ -114,7 +114,7 @@ GROW = 1.0 + 2.0**-18
 MOST_DIM = 4096
 LEAST_NORM = 2.0**-20  # of the farthest codeword, which is of order one unless all but vanish
 LEAST_CODEWORDS, LEAST_DIM = 96, 8  # with fewer, the products are not most of the time
-LEAST_PRODUCTS = 2**28  # of a chunk, a hundredth of a second: it takes seconds to compile this
+LEAST_PRODUCTS = 2**27  # of a chunk, a hundredth of a second: it takes seconds to compile this
 MOST_DISTANCES = 1 / 32  # as a share of all, that may be left to find
 LEAST_SEEN = 1024  # rows that tell of it
 
