@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from builders import definition, fixed_points, rows_of, whole
-from saec_gpu.backends import cpu_kept
+from saec_gpu.backends import cpu, cpu_kept
 from saec_gpu.backends.cpu import CpuBackend
 from saec_gpu.backends.cpu_filter import PANEL
 from saec_gpu.backends.cpu_kept import KeptRows, kept_rows
 from saec_gpu.backends.protocol import StorePlan
 from saec_gpu.clustering.lloyd import updated
 from saec_gpu.clustering.statistics import StatisticsBuilder, fixed_point
-from saec_gpu.data import Chunk, Codebook, Float32, Float64, Statistics, chunk_of
+from saec_gpu.data import Chunk, Codebook, FixedPoint, Float32, Float64, Statistics, chunk_of
 from saec_gpu.layout import lay_out
 
 N_ROWS, K = 531, 67  # a last tile, block and panel that are not full; the fewest bounds are of 4
@@ -289,6 +290,48 @@ def test_a_store_remembers_its_rows_and_fields_may_stop(
                 if segment.field in active:
                     codes = definition(tables[segment.field], words[segment.field]).argmin(axis=1)
                     assert rows.memory.codes[segment.rows].tolist() == codes.tolist()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sums_go_on_from_those_of_the_last_pass(rng: np.random.Generator, weighted: bool) -> None:
+    rows = rows_of("normal", rng, N_ROWS, 11)
+    weights = rng.pareto(1.0, N_ROWS) if weighted else None
+    ours, _ = fixed_points(rows, weights)
+    backend, kept = CpuBackend(2), kept_rows(chunk_of("x", rows, weights), ROOM)
+
+    def counted(kind: FixedPoint, k: int) -> int:
+        loaded = backend.load_codebooks({"x": Codebook(shaken(rng, rows[:k].copy()), kind)})
+        backend.assign_accumulate(kept, loaded)
+        return int(backend.partials(loaded)["x"].counts.sum())
+
+    assert counted(ours, 20) == N_ROWS
+    assert counted(ours, 20) == N_ROWS
+    # what is wrong in the last sums is wrong in the next: rows whose codes stay are not added anew
+    kept.memory.sums["x"].counts[7] += 5
+    assert counted(ours, 20) == N_ROWS + 5
+    # other numbers of codewords, other fixed points and two limbs begin anew
+    assert counted(ours, 19) == N_ROWS
+    kept.memory.sums["x"].counts[7] += 5
+    assert counted(replace(ours), 19) == N_ROWS
+    assert counted(replace(ours, bits=94), 19) == N_ROWS
+    assert kept.memory.sums == {}
+
+
+def test_a_pass_that_failed_leaves_no_sums(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of("normal", rng, N_ROWS, 4)
+    ours, _ = fixed_points(rows, None)
+    backend, kept = CpuBackend(1), kept_rows(chunk_of("x", rows), ROOM)
+    backend.assign_accumulate(kept, backend.load_codebooks({"x": Codebook(rows[:20].copy(), ours)}))
+    assert kept.memory.sums
+    with monkeypatch.context() as patched:
+        patched.setattr(cpu, "run_tiles", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            backend.assign_accumulate(
+                kept, backend.load_codebooks({"x": Codebook(rows[20:40].copy(), ours)})
+            )
+    assert kept.memory.sums == {}
 
 
 def test_drifts_never_fall_short(rng: np.random.Generator) -> None:

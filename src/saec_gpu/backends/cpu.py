@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from saec_gpu.backends.checks import (
     check_threads,
     check_weights,
 )
+from saec_gpu.backends.cpu_changes import Sums
 from saec_gpu.backends.cpu_filter import GROUP, LEADS, PANEL, WORST, bound_factor
 from saec_gpu.backends.cpu_first_pass import (
     FirstForm,
@@ -43,6 +44,7 @@ from saec_gpu.backends.cpu_tiles import (
     SLOT_PANEL,
     SLOT_SCORES,
     SLOT_WIDE,
+    SLOT_WORDS,
     TILE_BOUNDS,
     TILE_COLUMNS,
     TILE_ROWS,
@@ -98,6 +100,17 @@ class _Bounds:
 
 NO_BOUNDS = _Bounds(np.zeros(0, np.float32), np.zeros(0, np.float32), {}, {}, ())
 NOWHERE = (-1, 0, 0, False)
+
+
+@dataclass(frozen=True, eq=False)
+class _Former:
+    """Codes of the last pass, and of which slots only what has changed since is to be added."""
+
+    codes: NDArray[np.uint32]
+    slots: Sequence[int]
+
+
+NO_FORMER = _Former(np.zeros(0, np.uint32), ())
 
 
 @dataclass(eq=False)
@@ -180,6 +193,50 @@ class CpuCodebooks:
                 looked_at[slot, 0], looked_at[slot, 1], self.slots[slot, SLOT_CODEWORDS]
             )
         ]
+
+    def totals(self) -> tuple[Int64, Int64, Int64]:
+        """Return sums, weight sums and counts of all slots and threads, in one limb."""
+        threads = self.accumulators(1)
+        return (
+            np.sum([thread.sums for thread in threads], axis=0),
+            np.sum([thread.weight_sums for thread in threads], axis=0),
+            np.sum([thread.counts for thread in threads], axis=0),
+        )
+
+    def _parts(self, number: int) -> tuple[slice, slice, slice]:
+        """Return where one slot's sums, weight sums and counts stand."""
+        dim, n_codewords, score, word = (
+            int(n) for n in self.slots[number, [SLOT_DIM, SLOT_CODEWORDS, SLOT_SCORES, SLOT_WORDS]]
+        )
+        scores = slice(score, score + n_codewords)
+        return slice(word, word + n_codewords * dim), scores, scores
+
+    def adds_to(self, sums: Sums, number: int) -> bool:
+        """Return whether sums of the last pass are of the same kind as one slot's."""
+        fixed_point = self.codebooks[number].fixed_point
+        return sums.fits(fixed_point, int(self.slots[number, SLOT_CODEWORDS]))
+
+    def add(self, number: int, sums: Sums) -> None:
+        """Add sums of the last pass to one slot's."""
+        thread = self.accumulators(1)[0]
+        words, scores, _ = self._parts(number)
+        thread.sums[words] += sums.sums
+        thread.weight_sums[scores] += sums.weight_sums
+        thread.counts[scores] += sums.counts
+
+    def sums_since(
+        self, before: tuple[Int64, Int64, Int64], fields: Collection[str]
+    ) -> dict[str, Sums]:
+        """Return what was added to the slots of fields that are summed in one limb."""
+        since = [now - then for now, then in zip(self.totals(), before, strict=True)]
+        found = {}
+        for name in fields:
+            number = self.slot_of.get(name)
+            fixed_point = None if number is None else self.codebooks[number].fixed_point
+            if number is not None and fixed_point is not None and not fixed_point.wide:
+                parts = zip(since, self._parts(number), strict=True)
+                found[name] = Sums(fixed_point, *(one[part] for one, part in parts))
+        return found
 
     def accumulators(self, n_threads: int) -> list[_Accumulators]:
         """Return accumulators for as many threads, made when first needed."""
@@ -345,12 +402,25 @@ class CpuBackend:
                     kept[segment] = found
         orders = {codebooks.slot_of[segment.field]: one.order for segment, one in kept.items()}
         bounds = _gathered(memory.bounds(), kept, orders, memory.slow)
+        last = {
+            name: sums
+            for name, sums in memory.sums.items()
+            if name in codebooks.slot_of and codebooks.adds_to(sums, codebooks.slot_of[name])
+        }
+        former = NO_FORMER
+        if last:
+            former = _Former(memory.codes.copy(), [codebooks.slot_of[name] for name in last])
+        before = codebooks.totals()
         memory.forget()  # until the pass has ended well
         self._run(
-            rows, codebooks, memory.codes, np.zeros(0), given=False, accumulate=True, bounds=bounds
-        )
+            rows, codebooks, memory.codes, np.zeros(0), given=False, accumulate=True,
+            bounds=bounds, former=former,
+        )  # fmt: skip
         for segment, found in kept.items():
             found.frame = codebooks.frame(codebooks.slot_of[segment.field])
+        for name, sums in last.items():
+            codebooks.add(codebooks.slot_of[name], sums)
+        memory.sums.update(codebooks.sums_since(before, {s.field for s in rows.layout.segments}))
         memory.slow.update(codebooks.slow_fields())
 
     def accumulate(self, rows: Chunk, codes: NDArray[np.uint32], codebooks: CpuCodebooks) -> None:
@@ -400,6 +470,7 @@ class CpuBackend:
         given: bool,
         accumulate: bool,
         bounds: _Bounds = NO_BOUNDS,
+        former: _Former = NO_FORMER,
     ) -> None:
         """Hand the chunk's tiles to the threads and wait for them."""
         found = list(_tiles(chunk, codebooks, bounds.places, given=given))
@@ -414,9 +485,10 @@ class CpuBackend:
                 thread.carry()
             codebooks.rows_since_carry = chunk.layout.n_rows
         weights = chunk.weights if chunk.weights is not None else np.zeros(0)
-        counters = np.zeros((3, 1), np.int64)
+        counters = np.zeros((5, 1), np.int64)
         max_dim = int(codebooks.slots[:, SLOT_DIM].max())
         kept = tiles[tiles[:, TILE_BOUNDS] >= 0]
+        changing = np.isin(tiles[:, TILE_SLOT], former.slots)
         waiting = np.empty(chunk.layout.n_rows if len(kept) else 0, np.int32)
         forms = codebooks.first_forms(bounds.slow)
         if self._first_pass is None and not pays_for(tiles, codebooks.slots, forms):
@@ -448,9 +520,11 @@ class CpuBackend:
                 bounds.drifts, own.rechecked, own.looked_at, scratch(max_dim, most_codewords),
             )  # fmt: skip
 
-        def work(own: _Accumulators) -> None:
+        def find_and_add(
+            own: _Accumulators, counter: Int64, some: Int64, *, accumulate: bool
+        ) -> None:
             run_tiles(
-                counters[2], tiles, codebooks.slots, codebooks.factors, chunk.values, weights,
+                counter, some, codebooks.slots, codebooks.factors, chunk.values, weights,
                 codebooks.panels, codebooks.scores, codebooks.order, codebooks.centres,
                 codebooks.words, codebooks.column_scales, codebooks.weight_scales, codes, distances,
                 accumulate, own.sums, own.sums_low, own.weight_sums, own.weight_sums_low,
@@ -458,10 +532,27 @@ class CpuBackend:
                 aligned(ROW_LANES, np.int32), aligned(LEADS * ROW_LANES, np.float32),
             )  # fmt: skip
 
+        def work(own: _Accumulators) -> None:
+            find_and_add(own, counters[2], tiles[~changing], accumulate=accumulate)
+
+        def find_rest(own: _Accumulators) -> None:
+            find_and_add(own, counters[3], tiles[changing], accumulate=False)
+
+        def change(own: _Accumulators) -> None:
+            from saec_gpu.backends.cpu_changes import run_changes
+
+            run_changes(
+                counters[4], tiles[changing], codebooks.slots, chunk.values, weights,
+                codebooks.column_scales, codebooks.weight_scales, codes, former.codes, own.sums,
+                own.weight_sums, own.counts,
+            )  # fmt: skip
+
         steps = [find_kept] if len(kept) else []
         if not given and (forms.places[tiles[:, TILE_SLOT]] >= 0).any():
             steps.append(find_first)
         steps.append(work)
+        if changing.any():
+            steps += [find_rest, change]
         if n_threads == 1:
             for step in steps:
                 step(accumulators[0])

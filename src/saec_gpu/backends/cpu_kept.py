@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saec_gpu.backends.cpu_changes import Sums
 from saec_gpu.backends.cpu_filter import PANEL
 from saec_gpu.backends.host_store import HostStore
 from saec_gpu.backends.protocol import StorePlan
@@ -118,11 +119,14 @@ class RowMemory:
         Bytes that bounds may take.
     slow : set of str
         Fields whose codes are found faster without a first pass (cpu_first_pass).
+    sums : dict of field to Sums
+        Those of the rows by `codes`.
     """
 
     codes: NDArray[np.uint32]
     room: int
     slow: set[str] = field(default_factory=set)
+    sums: dict[str, Sums] = field(default_factory=dict)
     _orders: dict[str, Int64] = field(default_factory=dict)
     _passes: dict[Segment, int] = field(default_factory=dict)
     _kept: dict[Segment, Bounds] = field(default_factory=dict)
@@ -163,7 +167,8 @@ class RowMemory:
         return self._bounds
 
     def forget(self) -> None:
-        """Take no bound for true until the next pass has ended."""
+        """Take no bound and no sum for true until the next pass has ended."""
+        self.sums = {}
         for kept in self._kept.values():
             kept.frame = None
 

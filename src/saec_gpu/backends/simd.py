@@ -138,6 +138,7 @@ add = _binary(lambda builder, x, y: builder.fadd(x, y))
 sub = _binary(lambda builder, x, y: builder.fsub(x, y))
 mul = _binary(lambda builder, x, y: builder.fmul(x, y))
 add_int = _binary(lambda builder, x, y: builder.add(x, y))
+sub_int = _binary(lambda builder, x, y: builder.sub(x, y))
 
 
 def _compared(builder: Any, how: str, x: Any, y: Any) -> Any:
