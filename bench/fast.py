@@ -1,12 +1,13 @@
 """What clustering a coreset instead of all rows gains and costs.
 
-    python -m saec_gpu.bench.fast --rows 1e7 --append FILE
+    python -m saec_gpu.bench.fast --rows 1e7 --append FILE [--brute]
     python -m saec_gpu.bench.fast --tables T.safetensors --weights W.safetensors --codewords 0.004
     python -m saec_gpu.bench.fast --tables T.safetensors --weights W.safetensors --selections 32,64
 
 Compresses the same tables with the same codewords fast and in full, by turns, the fast one first
-and last. With --selections: clusters the largest field by its most frequent rows, and by a coreset,
-and compares their weighted errors over all rows with that of clustering all.
+and last; with --brute the full run looks at every codeword in every pass. With --selections:
+clusters the largest field by its most frequent rows, and by a coreset, and compares their weighted
+errors over all rows with that of clustering all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ import numpy as np
 
 import saec_gpu as saec
 from saec_gpu.backends import open_backend
+from saec_gpu.backends.cpu import CpuBackend
+from saec_gpu.backends.host_store import HostStore
+from saec_gpu.backends.protocol import StorePlan
 from saec_gpu.clustering.asked import codewords_by_field
 from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.selection import coreset
@@ -38,6 +42,22 @@ from .records import SCHEMA, append_record, circumstances
 WARM_ROWS = 200_000  # some fields have rows enough for a coreset, and for the first pass
 ROWS_A_CODEWORD, MOST_CODEWORDS = 100, 1024  # of rows made on demand
 DIM, FIELDS = 16, 26
+
+
+class BruteForce(CpuBackend):
+    """Looks at every codeword in float32, in every pass: what clustering in full is without bounds.
+
+    Parameters
+    ----------
+    threads : int
+    """
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads, first_pass=False)
+
+    def open_store(self, plan: StorePlan) -> HostStore:
+        """Return a store that remembers nothing of the last pass."""
+        return HostStore(plan, self.reads_held, lambda chunk: chunk)
 
 
 def generated(n_rows: int) -> tuple[TableSource, WeightSource | None, dict[str, int]]:
@@ -67,6 +87,7 @@ def compare(
     rounds: int = 1,
     threads: int = 1,
     fast: bool | None = None,
+    brute: bool = False,
 ) -> dict[str, Any]:
     """Return the record of a comparison.
 
@@ -79,6 +100,8 @@ def compare(
     threads : int
     fast : bool or None
         Of the fast runs, as of `compress`.
+    brute : bool
+        Full runs look at every codeword in float32, in every pass.
 
     Returns
     -------
@@ -92,7 +115,8 @@ def compare(
         with tempfile.TemporaryDirectory(prefix="saec-fast-") as folder:
             wall, cpu = time.perf_counter(), time.process_time()
             artifact = saec.compress(
-                tables, weights=weights, codewords=codewords, threads=threads, backend="cpu",
+                tables, weights=weights, codewords=codewords, threads=threads,
+                backend=BruteForce(threads) if brute and kind == "full" else "cpu",
                 fast=fast if kind == "fast" else False, out=Path(folder) / "x.saec",
             )  # fmt: skip
             spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
@@ -110,6 +134,7 @@ def compare(
         "n_codewords": sum(codewords.values()),
         "weighted": weights is not None,
         "threads": threads,
+        "brute": brute,
         "compared_by": f"{clock}_seconds",
         "seconds": seconds,
         "clustered_rows": clustered,
@@ -185,6 +210,9 @@ def main() -> None:
     parser.add_argument(
         "--everywhere", action="store_true", help="fast also where it is not chosen by itself"
     )
+    parser.add_argument(
+        "--brute", action="store_true", help="full runs look at every codeword in every pass"
+    )
     parser.add_argument("--selections", help="rows a codeword, such as 8,32: compare selections")
     parser.add_argument("--rounds", type=int, default=1, help="full runs")
     parser.add_argument("--threads", type=int, default=1)
@@ -206,7 +234,7 @@ def main() -> None:
         compare(*generated(WARM_ROWS), rounds=1, fast=True)
         record = compare(
             *given, rounds=asked.rounds, threads=asked.threads,
-            fast=True if asked.everywhere else None,
+            fast=True if asked.everywhere else None, brute=asked.brute,
         )  # fmt: skip
     except SaecError as err:
         sys.exit(f"error: {err}")

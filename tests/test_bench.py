@@ -468,6 +468,9 @@ def test_fast_record(tmp_path: Path) -> None:
     assert record["clustered_rows"] == {"fast": 9 * ROWS_A_CODEWORD, "full": 3000}
     assert [len(record["seconds"][kind]) for kind in ("fast", "full")] == [2, 1]
     assert 1.0 < record["error"] < 2.0  # full clustering sees all rows
+    brute = fast.compare(*fast.opened(options[1], None, 0.003, None), brute=True)
+    assert (brute["brute"], record["brute"]) == (True, False)
+    assert brute["error"] == record["error"]  # the same codes, found otherwise
     failed = subprocess.run([*command, "--rows", "0"], capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert "error: n_rows is 0" in failed.stderr

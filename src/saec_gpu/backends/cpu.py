@@ -52,6 +52,7 @@ from saec_gpu.backends.cpu_tiles import (
     run_tiles,
 )
 from saec_gpu.backends.filter_frame import filter_frame, repeated_codewords
+from saec_gpu.backends.host_store import HostStore
 from saec_gpu.backends.protocol import Assignment, StorePlan
 from saec_gpu.backends.simd import ROW_LANES
 from saec_gpu.data import Chunk, Codebook, Float32, Int64, Partial, carry
@@ -315,7 +316,7 @@ class CpuBackend:
         """Return half of the memory that is free now, in bytes."""
         return int(SHARE_OF_MEMORY * _free_memory())
 
-    def open_store(self, plan: StorePlan) -> KeptStore:
+    def open_store(self, plan: StorePlan) -> HostStore:
         """Return an empty store."""
         return KeptStore(plan, self.reads_held)
 
