@@ -166,7 +166,8 @@ def _panel(
 def _case_label(record: Mapping[str, Any]) -> str:
     cores = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
     size = "" if record["size"] == 1 else f", size {record['size']:g}"
-    return f"{record['case']}\n{cores}{', weighted' if record['weighted'] else ''}{size}"
+    weighted = ", weighted" if record["weighted"] else ""
+    return f"{record['case']}, {record['iterations']} passes\n{cores}{weighted}{size}"
 
 
 def _unweighted(record: Mapping[str, Any], entry: Mapping[str, Any]) -> str:

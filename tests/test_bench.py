@@ -309,7 +309,7 @@ def test_plot_and_table(
     printed = capsys.readouterr().out
     assert "1.75×" in printed
     assert "1.25×" not in printed, "an older record of the case"
-    assert "| 4m-64-16, 1 thread, weighted | fastkmeans (unweighted) | 1 (0.5–2) |" in printed
+    assert "| 4m-64-16, 10 passes, 1 thread, weighted | fastkmeans (unweighted) |" in printed
     assert "0.009%" in printed
     first = out.read_bytes()
     assert first.lstrip().startswith(b"<?xml")
