@@ -151,6 +151,16 @@ def test_rows_out_of_reach_are_not_trusted(rng: np.random.Generator) -> None:
     assert distances > 67 * 100
 
 
+def test_codewords_of_the_next_field_are_not_looked_at(rng: np.random.Generator) -> None:
+    # 67 leave room in the last group, and of rows out of reach every codeword is measured
+    codewords = rows_of("normal", rng, 67, 16)
+    far = codewords[:9] * np.float32(1000)
+    backend = CpuBackend(1, first_pass=True)
+    loaded = backend.load_codebooks({"x": Codebook(codewords), "y": Codebook(far)})
+    codes = backend.assign(chunk_of("x", far), loaded).codes
+    assert codes.tolist() == definition(far, codewords).argmin(axis=1).tolist()
+
+
 @pytest.mark.parametrize("dim", [1, 2, 16, 17, 4096])
 def test_scores_and_pairs_do_not_overflow(rng: np.random.Generator, dim: int) -> None:
     for farthest in (1.0, 3.0, 30.0):

@@ -249,6 +249,23 @@ def test_most_rows_are_passed_over_once_codewords_rest(rng: np.random.Generator)
     assert backend.rechecked(loaded)["x"] < len(rows) // 20
 
 
+def test_bounds_that_bytes_leave_are_of_use(rng: np.random.Generator) -> None:
+    rows = rows_of("normal", rng, 4096, 4)
+    words = rows[:K].copy()
+    backend, kept = CpuBackend(1, first_pass=True), kept_rows(chunk_of("x", rows), ROOM)
+    for _ in range(cpu_kept.FIRST_PASSES + 1):
+        backend.assign_accumulate(kept, backend.load_codebooks({"x": Codebook(words)}))
+    (bounds,) = kept.memory._kept.values()
+    assert bounds.frame is not None
+    n_panels = len(bounds.drifts)
+    stored = kept.memory.bounds()[: n_panels * len(rows)].reshape(n_panels, -1)
+    own = np.sqrt(definition(rows, words).min(axis=1)) * np.float64(bounds.frame.scale)
+    assert (stored > own).mean() > 0.6
+    # also of the panel with the own codeword: the bound is that of the others
+    own_panels = np.argsort(bounds.order)[kept.memory.codes] // PANEL
+    assert (stored[own_panels, np.arange(len(rows))] > own).mean() > 0.6
+
+
 def test_rows_without_room_are_looked_at_in_full(rng: np.random.Generator) -> None:
     rows = rows_of("normal", rng, N_ROWS, 4)
     kept = kept_rows(chunk_of("x", rows), 4 * N_ROWS)
