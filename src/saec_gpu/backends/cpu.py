@@ -20,7 +20,7 @@ from saec_gpu.backends.checks import (
     check_threads,
     check_weights,
 )
-from saec_gpu.backends.cpu_changes import Sums
+from saec_gpu.backends.cpu_changes import Sums, run_changes
 from saec_gpu.backends.cpu_filter import GROUP, LEADS, PANEL, WORST, bound_factor
 from saec_gpu.backends.cpu_first_pass import (
     FirstForm,
@@ -149,8 +149,8 @@ class CpuCodebooks:
 
     def repeated(self, number: int) -> bool:
         """Return whether a codeword of one slot equals an earlier one."""
-        score, n_codewords = (int(n) for n in self.slots[number, [SLOT_SCORES, SLOT_CODEWORDS]])
-        return bool((self.scores[score : score + n_codewords] == WORST).any())
+        _, scores = self.parts(number)
+        return bool((self.scores[scores] == WORST).any())
 
     def reordered(
         self, orders: Mapping[int, Int64], forms: FirstForms
@@ -204,13 +204,12 @@ class CpuCodebooks:
             np.sum([thread.counts for thread in threads], axis=0),
         )
 
-    def _parts(self, number: int) -> tuple[slice, slice, slice]:
-        """Return where one slot's sums, weight sums and counts stand."""
+    def parts(self, number: int) -> tuple[slice, slice]:
+        """Return where one slot's sums stand, and its weight sums, counts and scores."""
         dim, n_codewords, score, word = (
             int(n) for n in self.slots[number, [SLOT_DIM, SLOT_CODEWORDS, SLOT_SCORES, SLOT_WORDS]]
         )
-        scores = slice(score, score + n_codewords)
-        return slice(word, word + n_codewords * dim), scores, scores
+        return slice(word, word + n_codewords * dim), slice(score, score + n_codewords)
 
     def adds_to(self, sums: Sums, number: int) -> bool:
         """Return whether sums of the last pass are of the same kind as one slot's."""
@@ -220,7 +219,7 @@ class CpuCodebooks:
     def add(self, number: int, sums: Sums) -> None:
         """Add sums of the last pass to one slot's."""
         thread = self.accumulators(1)[0]
-        words, scores, _ = self._parts(number)
+        words, scores = self.parts(number)
         thread.sums[words] += sums.sums
         thread.weight_sums[scores] += sums.weight_sums
         thread.counts[scores] += sums.counts
@@ -229,14 +228,16 @@ class CpuCodebooks:
         self, before: tuple[Int64, Int64, Int64], fields: Collection[str]
     ) -> dict[str, Sums]:
         """Return what was added to the slots of fields that are summed in one limb."""
-        since = [now - then for now, then in zip(self.totals(), before, strict=True)]
+        sums, weight_sums, counts = (
+            now - then for now, then in zip(self.totals(), before, strict=True)
+        )
         found = {}
         for name in fields:
             number = self.slot_of.get(name)
             fixed_point = None if number is None else self.codebooks[number].fixed_point
             if number is not None and fixed_point is not None and not fixed_point.wide:
-                parts = zip(since, self._parts(number), strict=True)
-                found[name] = Sums(fixed_point, *(one[part] for one, part in parts))
+                words, scores = self.parts(number)
+                found[name] = Sums(fixed_point, sums[words], weight_sums[scores], counts[scores])
         return found
 
     def accumulators(self, n_threads: int) -> list[_Accumulators]:
@@ -296,8 +297,8 @@ class CpuBackend:
     threads : int or None
         Threads to use; None takes every core this process may run on.
     first_pass : bool or None
-        Whether codes are sought in integers first (cpu_first_pass): never, for every field that can
-        be, or where this host is faster with it. Codes are the same.
+        Whether codes are sought in bytes first (cpu_first_pass): never, for every field that can
+        be, or where this host is faster with it and there is work enough. Codes are the same.
     """
 
     name = "cpu"
@@ -421,7 +422,7 @@ class CpuBackend:
             found.frame = codebooks.frame(codebooks.slot_of[segment.field])
         for name, sums in last.items():
             codebooks.add(codebooks.slot_of[name], sums)
-        memory.sums.update(codebooks.sums_since(before, {s.field for s in rows.layout.segments}))
+        memory.sums = codebooks.sums_since(before, {s.field for s in rows.layout.segments})
         memory.slow.update(codebooks.slow_fields())
 
     def accumulate(self, rows: Chunk, codes: NDArray[np.uint32], codebooks: CpuCodebooks) -> None:
@@ -540,8 +541,6 @@ class CpuBackend:
             find_and_add(own, counters[3], tiles[changing], accumulate=False)
 
         def change(own: _Accumulators) -> None:
-            from saec_gpu.backends.cpu_changes import run_changes
-
             run_changes(
                 counters[4], tiles[changing], codebooks.slots, chunk.values, weights,
                 codebooks.column_scales, codebooks.weight_scales, codes, former.codes, own.sums,
@@ -619,10 +618,10 @@ def _tiles(
 
 def _partial(codebooks: CpuCodebooks, number: int, thread: _Accumulators) -> Partial:
     """Return one thread's partial of one slot."""
-    dim, n_codewords, _, score, word, _, wide = (int(n) for n in codebooks.slots[number])
+    n_codewords, dim = codebooks.codebooks[number].codewords.shape
+    wide = bool(codebooks.slots[number, SLOT_WIDE])
     fixed_point = codebooks.codebooks[number].fixed_point
-    words = slice(word, word + n_codewords * dim)
-    scores = slice(score, score + n_codewords)
+    words, scores = codebooks.parts(number)
     counts = thread.counts[scores].copy()
     weight_sums = thread.weight_sums[scores].copy()
     if fixed_point is not None and not fixed_point.weighted and not wide:

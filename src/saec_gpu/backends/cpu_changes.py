@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from saec_gpu.backends.cpu_skipping import COLUMNS
 from saec_gpu.backends.cpu_tiles import (
     SLOT_COLUMNS,
     SLOT_DIM,
@@ -35,8 +36,6 @@ from saec_gpu.backends.simd import (
 )
 from saec_gpu.compiled import compiled
 from saec_gpu.data import FixedPoint, Int64
-
-COLUMNS = 8  # columns of a row that are taken at once
 
 
 @dataclass(frozen=True, eq=False)

@@ -430,8 +430,6 @@ def _possible(
 @inlined
 def _measure_listed(
     n_listed: Any,
-    values: Any,
-    row: Any,
     dim: Any,
     scale: Any,
     words: Any,
@@ -443,9 +441,9 @@ def _measure_listed(
     """Measure how far rows are from the codewords that are listed for them."""
     # without a branch: which is nearer could not be predicted
     for n in range(n_listed):
-        at = row + np.intp(own.rows[n]) * dim
+        at = np.intp(own.rows[n]) * dim
         word = first_word + order[first_score + np.intp(own.listed[n])] * dim
-        own.measured[n] = squared_distance(values, at, words, word, dim, scale)
+        own.measured[n] = squared_distance(own.gathered, at, words, word, dim, scale)
     for n in range(n_listed):
         i, distance = np.intp(own.rows[n]), own.measured[n]
         near = own.near[i]
@@ -457,8 +455,6 @@ def _measure_listed(
 
 @inlined
 def _measure_possible(
-    values: Any,
-    row: Any,
     n_rows: Any,
     dim: Any,
     scale: Any,
@@ -491,20 +487,16 @@ def _measure_possible(
             store(own.rows, n_listed, splat(GROUP, np.int32(i)))
             n_listed += N_SET[possible]
             if n_listed > MOST_LISTED - GROUP:
-                _measure_listed(
-                    n_listed, values, row, dim, scale, words, first_word, order, first_score, own
-                )
+                _measure_listed(n_listed, dim, scale, words, first_word, order, first_score, own)
                 n_measured += n_listed
                 n_listed = 0
-    _measure_listed(n_listed, values, row, dim, scale, words, first_word, order, first_score, own)
+    _measure_listed(n_listed, dim, scale, words, first_word, order, first_score, own)
     return n_measured + n_listed
 
 
 @inlined
 def _decide(
-    values: Any,
-    row: Any,
-    i: Any,
+    i: Any,  # of the block's rows
     dim: Any,
     forms: Any,
     slot: Any,
@@ -524,7 +516,7 @@ def _decide(
                 at = first + lowest_bit(possible)
                 possible &= possible - np.uint64(1)
                 k = order[first_score + at]
-                distance = exact_distance(values, row, words, first_word + k * dim, dim)
+                distance = exact_distance(own.gathered, i * dim, words, first_word + k * dim, dim)
                 if distance < least or (distance == least and k < code):
                     least, code, place = distance, k, at
     return place
@@ -532,9 +524,7 @@ def _decide(
 
 @inlined
 def _find_block(
-    values: Any,  # IN  float32, flat: n_rows rows of `dim` from `row`
-    row: Any,
-    n_rows: Any,  # ROWS at most
+    n_rows: Any,  # that are gathered
     dim: Any,
     scale: Any,
     factor: Any,  # A
@@ -548,29 +538,27 @@ def _find_block(
     first_score: Any,
     n_codewords: Any,
     looked_at: Any,  # INOUT int64 (n_slots, 2): rows, and distances that were found for them
-    own: Any,  # scratch; OUT codes, tops
+    own: Any,  # INOUT Scratch: IN gathered; OUT codes, tops, squares, blurs
 ) -> Any:
     """Find where the rows' nearest codewords stand; return for how many it took the definition."""
     for first in range(0, n_rows, ROW_LANES):
         lanes = min(n_rows - first, ROW_LANES)
-        fill_block(values, row + first * dim, lanes, dim, scale, centres, column, own.block)
+        fill_block(own.gathered, first * dim, lanes, dim, scale, centres, column, own.block)
         _round_block(dim, forms.numbers, slot, first, own)
     _rank(dim, forms, slot, first_score, n_codewords, own)
     for first in range(0, ROWS, ROW_LANES):
         _limit_scores(first, forms.numbers, slot, own)
     looked_at[slot, 0] += n_rows
     looked_at[slot, 1] += _measure_possible(
-        values, row, n_rows, dim, scale, forms, slot, words, first_word, order, first_score,
-        n_codewords, own,
-    )  # fmt: skip
+        n_rows, dim, scale, forms, slot, words, first_word, order, first_score, n_codewords, own
+    )
     decided = 0
     for i in range(n_rows):
         near = own.near[i]
         if not own.next_near[i] > near + (np.float32(3.0) * factor * near + FLOOR):
             own.codes[i] = _decide(
-                values, row + i * dim, i, dim, forms, slot, words, first_word, order, first_score,
-                n_codewords, own,
-            )  # fmt: skip
+                i, dim, forms, slot, words, first_word, order, first_score, n_codewords, own
+            )
             decided += 1
     return decided
 
@@ -715,7 +703,7 @@ def run_first_pass(
                 in_order, own,
             )  # fmt: skip
             rechecked[slot] += _find_block(
-                own.gathered, 0, lanes, dim, factors[slot, 0], factors[slot, 1], centres,
+                lanes, dim, factors[slot, 0], factors[slot, 1], centres,
                 slots[slot, SLOT_COLUMNS], forms, slot, words, slots[slot, SLOT_WORDS], order,
                 first_score, n_codewords, looked_at, own,
             )  # fmt: skip
