@@ -27,8 +27,11 @@ from saec_gpu.levels import (
 )
 from saec_gpu.packing import PlaneWriter, code_bits, code_dtype
 
-# Rows of a word, of a block and of 128 blocks end here, on either side.
-LENGTHS = (1, 7, 8, 9, 47, 48, 49, 495, 496, 497, 511, 512, 513, 65_535, 65_536, 65_537)
+# Rows of a word, of half a block, of a block and of 128 blocks end here, on either side.
+LENGTHS = (
+    *(1, 7, 8, 9, 47, 48, 49, 239, 240, 241, 303, 304, 305, 495, 496, 497, 511, 512, 513),
+    *(65_535, 65_536, 65_537),
+)
 SUPERS = (63_487, 63_488, 63_489, 2 * 63_488 + 1)
 
 
@@ -60,11 +63,11 @@ def by_hand(codes: Sequence[int], levels: Levels) -> bytes:
                 of_super = block // (128 * 496) * (128 * 496)
                 if block == of_super:
                     supers += sum(goes[:block]).to_bytes(8, "little")
-                word = sum(goes[of_super:block])
+                word = sum(goes[of_super : block + 240])
                 for place, on in enumerate(goes[block : block + 496]):
                     word |= on << (16 + place)
                 rows = len(goes[block : block + 496])
-                bitmaps += word.to_bytes(-(-(16 + rows) // 64) * 8, "little")
+                bitmaps += word.to_bytes(max(-(-(16 + rows) // 64), 4) * 8, "little")
             left = [code for code, on in zip(left, goes, strict=True) if on]
         whole = sum((code - first) << (place * bits) for place, code in enumerate(stay))
         payloads += whole.to_bytes(-(-len(stay) * bits // 8), "little")
@@ -142,8 +145,8 @@ def test_hand_computed(tmp_path: Path) -> None:
     assert (levels.first_codes, levels.staying) == ((0, 1, 3), (4, 2, 2))
     packed = written(tmp_path / "0.npy", codes, 7, levels)
     assert packed.tolist() == [
-        0, 0, 0b01101010, 0, 0, 0, 0, 0,  # rows 1, 3, 5, 6 go on
-        0, 0, 0b1010, 0, 0, 0, 0, 0,  # of these the second and fourth
+        4, 0, 0b01101010, *[0] * 29,  # rows 1, 3, 5, 6 go on, all in the first half of a block
+        2, 0, 0b1010, *[0] * 29,  # of these the second and fourth
         *[0] * 16,  # no ones before the first rows
         0b01,  # codes 2 and 1, less 1
         0b00_11,  # codes 6 and 3, less 3

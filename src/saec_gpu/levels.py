@@ -12,10 +12,11 @@ classes are found by dynamic programming; here over exact bytes, counters includ
 
 A file holds, little-endian, without gaps, for the levels 1 … L−1 in order
 
-    the bitmaps, in blocks of 496 rows and 64 bytes, one line of a cache: 16 bits with the ones of
-    the blocks before it, counted from the 128th block before it on, then the bits of the rows; bit
-    i of a block is bit i mod 64 of its word of 64 bits i // 64, and of the last block only the
-    words with a row are there;
+    the bitmaps, in blocks of 496 rows and 64 bytes, one line of a cache: 16 bits with the ones
+    before the middle of the block, counted from the last 128th block on, then the bits of the rows;
+    bit i of a block is bit i mod 64 of its word of 64 bits i // 64, and of the last block only the
+    words with a row are there, but at least the first four (counts begin in the middle, so that
+    they pass three words at most);
     uint64, the ones before every 128th block;
 
 and then for all levels 1 … L the payloads, ceil(n·b_l / 8) bytes each, row i in the bits i·b_l and
@@ -57,6 +58,8 @@ MOST_BITS = 25  # of a payload: it is read as four bytes, from the byte that it 
 
 WORD_BYTES, WORD_BITS = 8, 64
 BLOCK_BYTES, COUNTER_BITS = 64, 16
+HALF_BLOCK_WORDS = BLOCK_BYTES // WORD_BYTES // 2
+HALF_BLOCK_ROWS = HALF_BLOCK_WORDS * WORD_BITS - COUNTER_BITS  # the first half
 BLOCK_ROWS = 8 * BLOCK_BYTES - COUNTER_BITS
 SPARE_BYTES = 3
 SUPER_ROWS = 128 * BLOCK_ROWS  # so many rows that 16 bits count the ones of the blocks before
@@ -142,12 +145,13 @@ class Levels:
 def bitmap_bytes(n_rows: Any) -> Any:
     """Return the bytes of a bitmap of so many rows, an int or an array of them.
 
-    >>> [bitmap_bytes(n_rows) for n_rows in (0, 1, 48, 49, 496)]
-    [0, 8, 8, 16, 64]
+    >>> [bitmap_bytes(n_rows) for n_rows in (0, 1, 240, 241, 496, 497)]
+    [0, 32, 32, 40, 64, 96]
     """
-    bits = n_rows % BLOCK_ROWS + COUNTER_BITS  # of the last block, which may have no rows
-    words = (bits + (WORD_BITS - 1)) // WORD_BITS - (bits == COUNTER_BITS)
-    return n_rows // BLOCK_ROWS * BLOCK_BYTES + words * WORD_BYTES
+    last_rows = n_rows % BLOCK_ROWS
+    words = (last_rows + COUNTER_BITS + (WORD_BITS - 1)) // WORD_BITS
+    words += (HALF_BLOCK_WORDS - words) * (words < HALF_BLOCK_WORDS)  # the greater of the two
+    return n_rows // BLOCK_ROWS * BLOCK_BYTES + words * (last_rows > 0) * WORD_BYTES
 
 
 def super_bytes(n_rows: Any) -> Any:
@@ -399,6 +403,7 @@ class _BitmapWriter:
         """Write blocks of the same number of rows, (blocks, rows)."""
         until = self._ones + np.cumsum(goes.sum(axis=1, dtype=np.int64))
         ones = np.concatenate([[self._ones], until])[:-1]
+        before_middle = ones + goes[:, :HALF_BLOCK_ROWS].sum(axis=1, dtype=np.int64)
         per_super = SUPER_ROWS // BLOCK_ROWS
         is_super = (self._blocks + np.arange(len(goes))) % per_super == 0
         # Counts never fall, so the greatest so far is that of the last super.
@@ -406,7 +411,7 @@ class _BitmapWriter:
         bits = np.zeros((len(goes), bitmap_bytes(goes.shape[1]) * 8), np.bool_)
         bits[:, COUNTER_BITS : COUNTER_BITS + goes.shape[1]] = goes
         blocks = np.packbits(bits, axis=1, bitorder="little")
-        counters = (ones - supers).astype("<u2")
+        counters = (before_middle - supers).astype("<u2")
         blocks[:, : COUNTER_BITS // 8] = counters[:, None].view(np.uint8)
         self._write_blocks(self._blocks * BLOCK_BYTES, blocks.reshape(-1).data)
         first_super = -(-self._blocks // per_super)
