@@ -452,16 +452,19 @@ def next_hour(
     drawn = sample(table, w, k, seed, field)
     words = as_rows(last).tolist()
     counted: list[int] = []
+    served: list[float] = []
     for x, before in zip(table.tolist(), last_codes, strict=True):
-        stayed = before >= 0 and dist(x, words[before]) <= nearest(x, words[:32])[1]
-        counted.append(before if stayed else nearest(x, words)[0])
+        code, least = before, dist(x, words[before]) if before >= 0 else math.inf
+        if least > nearest(x, words[:32])[1]:
+            code, least = nearest(x, words)
+        counted.append(code)
+        served.append(least)
+    begun = np.zeros((max(k, len(last)), table.shape[1]), np.float32)
+    begun[: len(last)] = last
+    relocate(table, w, drawn, begun, len(last), counted, served)
     fixed = fixed_point(found.exponents, found.minimum, found.maximum)
-    sums = partial(table, w, counted, len(last), fixed)
-    means, live = moved(last, sums, fixed, found.minimum, found.maximum)
-    codewords = np.zeros((max(k, len(last)), table.shape[1]), np.float32)
-    codewords[: len(last)] = means
-    few = first_of(drawn, w, 16 * (len(codewords) - len(live)))
-    codewords = repaired(codewords, live, few, table)
+    sums = partial(table, w, counted, len(begun), fixed)
+    codewords, _ = moved(begun, sums, fixed, found.minimum, found.maximum)
     if max_iter:
         codewords, _, _, _ = lloyd(table, w, codewords, found, drawn, tol, max_iter)
     stored = as_stored(codewords, codewords_dtype)
@@ -472,6 +475,53 @@ def next_hour(
         stays = before >= 0 and dist(x, words[before]) <= (1.0 + margin) * least
         codes.append(before if stays else code)
     return stored, codes
+
+
+def relocate(
+    table: Table,
+    w: Sequence[float],
+    drawn: Sample,
+    codewords: Table,
+    before: int,
+    codes: list[int],
+    served: list[float],
+) -> None:
+    """clustering/relocation.py: idle codewords begin anew, in place, with the codes of rows."""
+    rows = table.tolist()
+    mass = [total(w[i] for i, c in enumerate(codes) if c == code) for code in range(before)]
+    lightest = sorted(range(before), key=lambda code: (mass[code], code))
+    may_move = min(-(-before // 4), 4096, before - 1)
+    idle = sorted(lightest[: max(may_move, mass.count(0.0))])
+    busy = [code for code in range(before) if code not in idle]
+    words = codewords[busy].tolist()
+    elsewhere = {i: nearest(rows[i], words) for i, code in enumerate(codes) if code in idle}
+    price = {
+        code: total(w[i] * (d - served[i]) for i, (_, d) in elsewhere.items() if codes[i] == code)
+        for code in idle
+    }
+    price |= dict.fromkeys(range(before, len(codewords)), 0.0)
+    few = first_of(drawn, w, 16 * len(price))
+    least = [served[i] for i in few.index]
+    anew: list[int] = []
+    for code in sorted(price, key=lambda code: (price[code], code)):
+        costs = [omega * d for omega, d in zip(few.omega, least, strict=True)]
+        worst = costs.index(max(costs))  # the first of the greatest: ties to the lower row
+        if costs[worst] == 0.0 or costs[worst] <= 4.0 * price[code]:
+            break
+        anew.append(code)
+        codewords[code] = table[few.index[worst]]
+        least = [
+            min(d, dist(rows[i], codewords[code].tolist()))
+            for i, d in zip(few.index, least, strict=True)
+        ]
+    for i, (there, d) in elsewhere.items():
+        if codes[i] in anew:
+            codes[i], served[i] = busy[there], d
+    for i, x in enumerate(rows):
+        if anew:
+            there, d = nearest(x, codewords[anew].tolist())
+            if d < served[i]:
+                codes[i], served[i] = anew[there], d
 
 
 def most_central(codewords: Any, uses: Sequence[int]) -> int:

@@ -24,8 +24,8 @@ GOLDEN = Path(__file__).parent / "golden"
 MANIFESTS = {  # each states the SHA-256 of the other files of its artifact
     "v1": "7a544a623a1920f0c995bf9dcb255dce908ed92de5642434199ae9b76cdcae45",
     "v1-float16": "d21d952412738ba048d935f89ab0f12df9e7368e9dfc0f9d1790837485533f1d",
-    "v1-int8": "7f393393e32f102584dc7d60cb31d6294954152fc6d36240055ade152f4a229a",
-    "v1-budget": "5ec32d2e0f59b1732c3440a17a01c8d3ccd8159b67e2287a99a40fa6bdb9b437",
+    "v1-int8": "b6ff18b4a54353ad21cb9f6e4d856794d93573f2fa19dbb4629fd438cca8978f",
+    "v1-budget": "7752615c41072f3b013e6b787630a278e0178a54239f8b48541df64ecab53dfb",
 }
 FILES = {
     "tables.safetensors": "e95b637e70d0f2de6301de48db5ba50ad261ffadc7b8edd8a80c7d923ecc86ff",
@@ -83,7 +83,7 @@ def read_levels(packed: list[int], bits: list[int], rows: list[int]) -> list[int
             packed[byte + i // 496 * 64 + (i % 496 + 16) // 8] >> (i % 496 + 16) % 8 & 1
             for i in range(n)
         ])  # fmt: skip
-        byte += n // 496 * 64 + (max(-(-(n % 496 + 16) // 64), 4) * 8 if n % 496 else 0)
+        byte += n // 496 * 64 + (-(-(n % 496 + 16) // 64) * 8 if n % 496 else 0)
     byte += sum(-(-n // (128 * 496)) * 8 for n in rows[:last])
     for n, width in zip(staying, bits, strict=True):
         starts.append(byte * 8)

@@ -67,7 +67,7 @@ def by_hand(codes: Sequence[int], levels: Levels) -> bytes:
                 for place, on in enumerate(goes[block : block + 496]):
                     word |= on << (16 + place)
                 rows = len(goes[block : block + 496])
-                bitmaps += word.to_bytes(max(-(-(16 + rows) // 64), 4) * 8, "little")
+                bitmaps += word.to_bytes(-(-(16 + rows) // 64) * 8, "little")
             left = [code for code, on in zip(left, goes, strict=True) if on]
         whole = sum((code - first) << (place * bits) for place, code in enumerate(stay))
         payloads += whole.to_bytes(-(-len(stay) * bits // 8), "little")
@@ -145,8 +145,8 @@ def test_hand_computed(tmp_path: Path) -> None:
     assert (levels.first_codes, levels.staying) == ((0, 1, 3), (4, 2, 2))
     packed = written(tmp_path / "0.npy", codes, 7, levels)
     assert packed.tolist() == [
-        4, 0, 0b01101010, *[0] * 29,  # rows 1, 3, 5, 6 go on, all in the first half of a block
-        2, 0, 0b1010, *[0] * 29,  # of these the second and fourth
+        4, 0, 0b01101010, 0, 0, 0, 0, 0,  # rows 1, 3, 5, 6 go on, all before the middle
+        2, 0, 0b1010, 0, 0, 0, 0, 0,  # of these the second and fourth
         *[0] * 16,  # no ones before the first rows
         0b01,  # codes 2 and 1, less 1
         0b00_11,  # codes 6 and 3, less 3

@@ -27,7 +27,7 @@ IN_STEP = np.uint64(STEP - 1)
 COUNTER_BITS = np.uint64(16)
 COUNTER = np.uint64(0xFFFF)
 BLOCK_WORDS = np.uint64(8)
-MIDDLE = np.uint64(4)  # its word
+MIDDLE = np.uint64(4)  # the word that begins there
 BLOCK_ROWS = np.uint64(496)
 BLOCKS_OF_SUPER = np.uint64(128)
 WINDOW_BYTES = np.uint64(4)  # a payload of up to 25 bits lies in them, wherever it begins
@@ -77,17 +77,18 @@ def _either(first: Any, one: Any, other: Any) -> Any:
 def _ones_before(words: Any, first: Any, bit: Any, word: Any) -> Any:
     """Return the ones before a bit of the block that begins at words[first]; `word` holds the bit.
 
-    Counted from where the block's counter counts from. From the middle of the block the words up to
-    that of the bit are added, or those down to it subtracted.
+    Counted from where the block's counter counts from. From the middle of the block, or the end of
+    a shorter one, the words up to that of the bit are added, or those down to it subtracted.
     """
-    from_middle = (bit >> SIX) - MIDDLE
+    middle = min(MIDDLE, np.uint64(len(words)) - first)
+    from_middle = (bit >> SIX) - middle
     down = ZERO - (from_middle >> SIGN)  # all bits 1 where the bit is before the middle, else 0
     between = from_middle ^ down  # words, 0 … 3
     ones = _ones(word & (((ONE << (bit & LOW_SIX)) - ONE) ^ down))
     for j in range(ZERO, THREE):
         # The others as 0: j − between is negative or not.
         counted = ZERO - ((j - between) >> SIGN)
-        ones += _ones(words[first + MIDDLE + (min(j, between) ^ down)] & counted)
+        ones += _ones(words[first + middle + (min(j, between) ^ down)] & counted)
     return (words[first] & COUNTER) + ((ones ^ down) - down)
 
 
@@ -120,7 +121,7 @@ def find_codes(
     first_bytes: Any,  # IN  uint64 (L): where the payloads of each level begin
     level_bits: Any,  # IN  uint64 (L): of one payload, at most 25
     words: Any,  # IN  uint64: the bitmaps of all levels but the last, one after another
-    first_words: Any,  # IN  int64 (L − 1): where each begins
+    first_words: Any,  # IN  int64 (L): where each begins, and where the last ends
     supers: Any,  # IN  uint64: ones before every 128th block, none above the rows of its level
     first_supers: Any,  # IN  int64 (L − 1)
     payloads: Any,  # IN  uint8: of every level, and three bytes more
@@ -149,7 +150,8 @@ def find_codes(
             else:
                 n_next = level_rows[level + 1]
                 n_ending = level_rows[level] - n_next
-                bitmap, counted = words[first_words[level] :], supers[first_supers[level] :]
+                bitmap = words[first_words[level] : first_words[level + 1]]
+                counted = supers[first_supers[level] :]
                 for t in range(ZERO, n_left):
                     _prefetch(bitmap, (left[t] >> STEP_BITS) // BLOCK_ROWS * BLOCK_WORDS)
                 for t in range(ZERO, n_left):

@@ -13,10 +13,9 @@ classes are found by dynamic programming; here over exact bytes, counters includ
 A file holds, little-endian, without gaps, for the levels 1 … L−1 in order
 
     the bitmaps, in blocks of 496 rows and 64 bytes, one line of a cache: 16 bits with the ones
-    before the middle of the block, counted from the last 128th block on, then the bits of the rows;
-    bit i of a block is bit i mod 64 of its word of 64 bits i // 64, and of the last block only the
-    words with a row are there, but at least the first four (counts begin in the middle, so that
-    they pass three words at most);
+    before the middle of the block (so that a count passes half a block at most), counted from the
+    last 128th block on, then the bits of the rows; bit i of a block is bit i mod 64 of its word of
+    64 bits i // 64, and of the last block only the words with a row are there;
     uint64, the ones before every 128th block;
 
 and then for all levels 1 … L the payloads, ceil(n·b_l / 8) bytes each, row i in the bits i·b_l and
@@ -58,8 +57,7 @@ MOST_BITS = 25  # of a payload: it is read as four bytes, from the byte that it 
 
 WORD_BYTES, WORD_BITS = 8, 64
 BLOCK_BYTES, COUNTER_BITS = 64, 16
-HALF_BLOCK_WORDS = BLOCK_BYTES // WORD_BYTES // 2
-HALF_BLOCK_ROWS = HALF_BLOCK_WORDS * WORD_BITS - COUNTER_BITS  # the first half
+HALF_BLOCK_ROWS = 4 * BLOCK_BYTES - COUNTER_BITS  # the first half
 BLOCK_ROWS = 8 * BLOCK_BYTES - COUNTER_BITS
 SPARE_BYTES = 3
 SUPER_ROWS = 128 * BLOCK_ROWS  # so many rows that 16 bits count the ones of the blocks before
@@ -145,13 +143,12 @@ class Levels:
 def bitmap_bytes(n_rows: Any) -> Any:
     """Return the bytes of a bitmap of so many rows, an int or an array of them.
 
-    >>> [bitmap_bytes(n_rows) for n_rows in (0, 1, 240, 241, 496, 497)]
-    [0, 32, 32, 40, 64, 96]
+    >>> [bitmap_bytes(n_rows) for n_rows in (0, 1, 48, 49, 496)]
+    [0, 8, 8, 16, 64]
     """
-    last_rows = n_rows % BLOCK_ROWS
-    words = (last_rows + COUNTER_BITS + (WORD_BITS - 1)) // WORD_BITS
-    words += (HALF_BLOCK_WORDS - words) * (words < HALF_BLOCK_WORDS)  # the greater of the two
-    return n_rows // BLOCK_ROWS * BLOCK_BYTES + words * (last_rows > 0) * WORD_BYTES
+    bits = n_rows % BLOCK_ROWS + COUNTER_BITS  # of the last block, which may have no rows
+    words = (bits + (WORD_BITS - 1)) // WORD_BITS - (bits == COUNTER_BITS)
+    return n_rows // BLOCK_ROWS * BLOCK_BYTES + words * WORD_BYTES
 
 
 def super_bytes(n_rows: Any) -> Any:
@@ -472,7 +469,8 @@ class LevelCodes:
         self._words = packed[: places.supers[0]].view("<u8")
         self._supers = packed[places.supers[0] : places.payloads[0]].view("<u8")
         self._payloads = packed[places.payloads[0] :]
-        self._first_words = np.array(places.bitmaps, np.int64) // WORD_BYTES
+        bitmaps = (*places.bitmaps, places.supers[0])
+        self._first_words = np.array(bitmaps, np.int64) // WORD_BYTES
         self._first_supers = (np.array(places.supers, np.int64) - places.supers[0]) // 8
         for rows, first in zip(levels.rows, self._first_supers, strict=False):
             if (self._supers[first : first + super_bytes(rows) // 8] > rows).any():

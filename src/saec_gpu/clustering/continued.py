@@ -8,7 +8,8 @@ before, where l still wins against the first `RIVALS` codewords (or all, if ther
 
 A row that became another one passes that by chance only, where codewords are far from each other;
 where they are not, it does little harm. Rows that have not stayed, and new ones, count for the
-nearest codeword.
+nearest codeword. Codewords that do little then, and those that are added, begin anew where rows are
+served worst (relocation.py), before all move.
 """
 
 from __future__ import annotations
@@ -16,24 +17,19 @@ from __future__ import annotations
 import numpy as np
 
 from saec_gpu.backends.protocol import Backend
-from saec_gpu.clustering.lloyd import FieldFit, assigned, repaired, updated, without_weight
+from saec_gpu.clustering.lloyd import FieldFit, assigned, updated
 from saec_gpu.clustering.margin import LastField, distances_of
-from saec_gpu.clustering.sampling import first_of
+from saec_gpu.clustering.relocation import relocate
 from saec_gpu.clustering.selection import Selection, gather
 from saec_gpu.data import Codebook, Float32, Int64, chunk_of
 
 RIVALS = 32
-ROWS_A_REFILL = 16  # of the sample, among which the worst served are found
 
 
 def continued(
     backend: Backend, fit: FieldFit, last: LastField, selection: Selection, n_codewords: int
 ) -> Float32:
     """Return the codewords of now, float32 (n_codewords, dim); the last ones keep their numbers.
-
-    Codewords for which no row of weight counts, and then those that are added, begin at rows
-    that are served worst, as `repaired` chooses them among the rows of greatest priority in the
-    sample, `ROWS_A_REFILL` for each.
 
     Parameters
     ----------
@@ -47,7 +43,6 @@ def continued(
         At least as many as there were.
     """
     before, dim = last.codewords.shape
-    codebook = Codebook(last.codewords, fit.fixed_point, fit.middle)
     rivals = Codebook(last.codewords[:RIVALS], middle=fit.middle)
     loaded = backend.load_rows(chunk_of("rows", selection.rows, selection.weights))
     against = backend.assign(loaded, backend.load_codebooks({"rows": rivals}), distances=True)
@@ -56,20 +51,17 @@ def continued(
     distances_of(selection.rows, codes, last.codewords, own)
     moved_away = np.flatnonzero(own > against.distances)
     if len(moved_away):
-        rows = selection.rows[moved_away]
-        codes[moved_away] = assigned(backend, rows, last.codewords, fit.middle).codes
-    codebooks = backend.load_codebooks({"rows": codebook})
+        nearest = assigned(backend, selection.rows[moved_away], last.codewords, fit.middle)
+        codes[moved_away], own[moved_away] = nearest.codes, nearest.distances
+    codewords = np.concatenate([last.codewords, np.zeros((n_codewords - before, dim), np.float32)])
+    relocate(
+        backend, codewords, before, selection.rows, selection.weights, codes, own,
+        fit.statistics.sample, fit.middle,
+    )  # fmt: skip
+    codebooks = backend.load_codebooks({"rows": Codebook(codewords, fit.fixed_point, fit.middle)})
     backend.accumulate(loaded, codes.astype(np.uint32), codebooks)
     partial = backend.partials(codebooks)["rows"]
-    moved = updated(last.codewords, partial, fit.fixed_point, fit.statistics)
-    added = np.arange(before, n_codewords)
-    refilled = np.concatenate([np.flatnonzero(without_weight(partial)), added])
-    if not len(refilled):
-        return moved
-    return repaired(
-        backend, np.concatenate([moved, np.zeros((len(added), dim), np.float32)]), refilled,
-        first_of(fit.statistics.sample, ROWS_A_REFILL * len(refilled)), fit.middle,
-    )  # fmt: skip
+    return updated(codewords, partial, fit.fixed_point, fit.statistics)
 
 
 def codes_at(last: LastField, index: Int64) -> Int64:
