@@ -58,7 +58,8 @@ def update(
     more than a margin. So an update takes little longer than to read and to assign each row once,
     little changes, and `write_delta` tells a server no more than that. Where a field has grown,
     codewords are added, so that it has as many for its rows as it had at first; they begin at the
-    rows that are served worst. Seed, encoding of codes, dtypes of codewords and the fields kept
+    rows that are served worst, and so do codewords that do little where they are
+    (clustering/relocation.py). Seed, encoding of codes, dtypes of codewords and the fields kept
     whole are those of the last artifact.
     Codes that were chosen by error and length go on by the margin.
 
@@ -102,11 +103,10 @@ def update(
 
     Notes
     -----
-    With the default margin, and a tenth of the rows other ones each hour, about a seventh of the
-    codes change, and the error stays within 3 % of that of clustering anew, the weighted one within
-    5 % (bench/hours.py). A field is clustered by a coreset where `compress` would do so, else by
-    all its rows, which are held in memory then: at most 256 a codeword. Besides, every row is read
-    once.
+    With the default margin, and a tenth of the rows other ones each hour, about an eighth of the
+    codes change, and the errors stay within 2 % of those of clustering anew (bench/hours.py). A
+    field is clustered by a coreset where `compress` would do so, else by all its rows, which are
+    held in memory then: at most 256 a codeword. Besides, every row is read once.
 
     Examples
     --------
