@@ -110,6 +110,16 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng([seed, *name])
 
 
+@pytest.fixture(scope="module")
+def small_coresets() -> Generator[None]:
+    """Let tables of tests have coresets: a few codewords have no more rows each than many."""
+    from saec_gpu.clustering import selection  # after `pytest_configure`
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(selection, "LEAST_ROWS", 1)
+        yield
+
+
 @pytest.fixture
 def one_torch_thread() -> Generator[None]:
     """Keep torch to one thread: tests run beside each other, and theirs are small."""

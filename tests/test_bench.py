@@ -26,7 +26,7 @@ from saec_gpu.bench.startup import measure_startup
 from saec_gpu.bench.worker import serve
 from safetensors.numpy import save_file
 
-from saec_gpu.clustering.selection import ROWS_A_CODEWORD
+from saec_gpu.clustering.selection import LEAST_ROWS
 from saec_gpu.data import Progress
 from saec_gpu.errors import CheckpointError, MissingExtraError, ParamError, SaecError, SourceError
 from saec_gpu.sources import open_tables, open_weights
@@ -457,15 +457,15 @@ def test_command_line(tmp_path: Path) -> None:
 
 def test_fast_record(tmp_path: Path) -> None:
     out = tmp_path / "results.jsonl"
-    rows = np.random.default_rng(5).standard_normal((3000, 4)).astype(np.float32)
+    rows = np.random.default_rng(5).standard_normal((40_000, 4)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
     command = [sys.executable, "-m", "saec_gpu.bench.fast", "--append", str(out)]
     options = ["--tables", str(tmp_path / "rows.npy"), "--codewords", "0.003"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     (record,) = read_records([out])
     assert json.loads(done.stdout) == record
-    assert (record["n_rows"], record["n_codewords"], record["weighted"]) == (3000, 9, False)
-    assert record["clustered_rows"] == {"fast": 9 * ROWS_A_CODEWORD, "full": 3000}
+    assert (record["n_rows"], record["n_codewords"], record["weighted"]) == (40_000, 120, False)
+    assert record["clustered_rows"] == {"fast": LEAST_ROWS, "full": 40_000}
     assert [len(record["seconds"][kind]) for kind in ("fast", "full")] == [2, 1]
     assert 1.0 < record["error"] < 2.0  # full clustering sees all rows
     brute = fast.compare(*fast.opened(options[1], None, 0.003, None), brute=True)

@@ -33,6 +33,8 @@ from saec_gpu.errors import (
 )
 from saec_gpu.packing import packed_size
 
+pytestmark = pytest.mark.usefixtures("small_coresets")
+
 Tables = dict[str, NDArray[Any]]
 FIELDS = (("brand", 12, 3), ("item", 1025, 17), ("shop", 97, 1), ("user", 700, 8))
 

@@ -18,6 +18,8 @@ from saec_gpu.sources import TableSource
 from saec_gpu.stream import FieldWork, plan_sets
 
 Arrays = dict[str, NDArray[Any]]
+pytestmark = pytest.mark.usefixtures("small_coresets")
+
 CODEWORDS = 5
 SELECTED = CODEWORDS * ROWS_A_CODEWORD
 FILES = ("manifest.json", "codebooks.safetensors", "codes/0.npy", "codes/1.npy")

@@ -16,6 +16,8 @@ from saec_gpu.compression import plans_by_number
 from saec_gpu.errors import ParamError, WeightError
 from saec_gpu.inspection import Inspection, WeightSummary, as_json, inspect_tables
 
+pytestmark = pytest.mark.usefixtures("small_coresets")
+
 Arrays = dict[str, NDArray[Any]]
 
 

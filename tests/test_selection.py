@@ -17,7 +17,7 @@ import reference
 import saec_gpu as saec
 from builders import WEIGHT_KINDS, rows_of, weights_of
 from saec_gpu.clustering import selection
-from saec_gpu.clustering.selection import GAP_VALUES, Selection, coreset, gather
+from saec_gpu.clustering.selection import GAP_VALUES, Selection, coreset, gather, rows_to_cluster
 from saec_gpu.errors import NonFiniteRowError, WeightError
 from saec_gpu.sources import TableSource
 
@@ -31,6 +31,28 @@ def selected(
     source = saec.open_tables({"item": rows})
     vectors = None if weights is None else saec.open_weights({"item": weights}, source)
     return coreset(source, vectors, source.fields["item"], size, seed)
+
+
+# How many rows.
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "codewords", "fast", "rows"),
+    [
+        (8192, 1, True, 0),
+        (8193, 1, True, 8192),  # a few codewords have as many rows as 128
+        (8193, 128, True, 8192),
+        (8257, 129, True, 8256),
+        (4 * 8192 - 1, 20, None, 0),
+        (4 * 8192, 20, None, 8192),
+        (4 * 8192, 20, False, 0),
+        (4 * 64 * 500, 500, None, 32_000),
+    ],
+)
+def test_how_many_rows_are_clustered(
+    n_rows: int, codewords: int, fast: bool | None, rows: int
+) -> None:
+    assert rows_to_cluster(n_rows, codewords, fast) == rows
 
 
 # What is chosen.

@@ -31,6 +31,8 @@ from saec_gpu.errors import (
 from test_checkpoint import artifact_bytes, interrupted_at
 from test_cli import run
 
+pytestmark = pytest.mark.usefixtures("small_coresets")
+
 Arrays = dict[str, NDArray[Any]]
 
 FIELDS = {"brand": (210, 3), "item": (900, 5), "user": (601, 2)}

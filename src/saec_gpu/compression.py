@@ -112,9 +112,9 @@ def compress(
     tol : float
         A field stops when its codewords moved by at most tol times the mean variance of a column.
     fast : bool, optional
-        Cluster a coreset, 64 rows a codeword drawn by weight, and encode all rows in one reading.
-        If not given, where a field has four times as many rows; True: wherever it has more; False:
-        nowhere. The manifest states the rows that were clustered (`clustered_rows`).
+        Cluster a coreset, 64 rows a codeword and at least 8192, drawn by weight, and encode all
+        rows in one reading. If not given, where a field has four times as many rows; True: wherever
+        it has more; False: nowhere. The manifest states the rows that were clustered (`clustered_rows`).
     chunk_rows : int, optional
         Rows of one read; chosen from the memory if not given.
     memory : int or str, optional

@@ -106,7 +106,7 @@ def update(
     With the default margin, and a tenth of the rows other ones each hour, about an eighth of the
     codes change, and the errors stay within 2 % of those of clustering anew (bench/hours.py). A
     field is clustered by a coreset where `compress` would do so, else by all its rows, which are
-    held in memory then: at most 256 a codeword. Besides, every row is read once.
+    held in memory then: at most 256 a codeword, or 32,768. Besides, every row is read once.
 
     Examples
     --------

@@ -71,8 +71,8 @@ Fast = Annotated[
     bool | None,
     typer.Option(
         "--fast/--full",
-        help="Cluster a sample of 64 rows a codeword, drawn by weight, or all rows; where that is "
-        "less than a quarter of a field if not given. Every row is encoded in any case.",
+        help="Cluster a sample of 64 rows a codeword and at least 8192, drawn by weight, or all "
+        "rows; where that is at most a quarter of a field if not given. Every row is encoded in any case.",
     ),
 ]
 Backend = Annotated[

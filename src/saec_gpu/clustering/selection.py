@@ -23,8 +23,10 @@ from saec_gpu.layout import lay_out
 from saec_gpu.sources import TableField, TableSource, WeightSource
 
 BLOCK_ROWS = 1 << 16  # weights of one read
-# With so many rows of a coreset a codeword, the weighted error is within 2 % of that of all rows.
+# With so many rows of a coreset the weighted error is within 2 % of that of all rows. A few
+# codewords need more each, for there is less to even out, and they are quickly clustered.
 ROWS_A_CODEWORD = 64
+LEAST_ROWS = 8192
 PAYS_FROM = 4  # times as many rows in the field as in its coreset
 RUN_VALUES = 1 << 19  # of rows read at once: 2 MiB
 GAP_VALUES = 1 << 12  # 16 KiB, also of a file, are read over as quickly as a new read begins
@@ -73,7 +75,7 @@ def rows_to_cluster(n_rows: int, n_codewords: int, fast: bool | None) -> int:
     fast : bool or None
         False: never; None: where it pays; True: wherever it is smaller than the field.
     """
-    size = ROWS_A_CODEWORD * n_codewords
+    size = max(ROWS_A_CODEWORD * n_codewords, LEAST_ROWS)
     least = PAYS_FROM * size if fast is None else size + 1
     return 0 if fast is False or n_rows < least else size
 
