@@ -114,7 +114,8 @@ def compress(
     fast : bool, optional
         Cluster a coreset, 64 rows a codeword and at least 8192, drawn by weight, and encode all
         rows in one reading. If not given, where a field has four times as many rows; True: wherever
-        it has more; False: nowhere. The manifest states the rows that were clustered (`clustered_rows`).
+        it has more; False: nowhere. The manifest states the rows that were clustered
+        (`clustered_rows`).
     chunk_rows : int, optional
         Rows of one read; chosen from the memory if not given.
     memory : int or str, optional
