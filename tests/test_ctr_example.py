@@ -565,6 +565,7 @@ def test_commands_from_training_to_comparison(
     assert "retrained" not in read(run / "evaluate.json")["arms"]
 
 
+@pytest.mark.usefixtures("small_coresets")
 def test_study_of_two_seeds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
 ) -> None:

@@ -25,7 +25,7 @@ MANIFESTS = {  # each states the SHA-256 of the other files of its artifact
     "v1": "7a544a623a1920f0c995bf9dcb255dce908ed92de5642434199ae9b76cdcae45",
     "v1-float16": "d21d952412738ba048d935f89ab0f12df9e7368e9dfc0f9d1790837485533f1d",
     "v1-int8": "b6ff18b4a54353ad21cb9f6e4d856794d93573f2fa19dbb4629fd438cca8978f",
-    "v1-budget": "7752615c41072f3b013e6b787630a278e0178a54239f8b48541df64ecab53dfb",
+    "v1-budget": "b312c838b3b141575fc29cbee02cf0ac26ab38b6b0a012cc62240b123b113cbf",
 }
 FILES = {
     "tables.safetensors": "e95b637e70d0f2de6301de48db5ba50ad261ffadc7b8edd8a80c7d923ecc86ff",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -256,6 +258,42 @@ def test_altered_bytes_give_an_error_or_a_code(
     except ArtifactError:
         return  # what it says is tested below
     assert found.max() < 300
+
+
+def test_altered_bytes_lead_to_no_read_outside(tmp_path: Path) -> None:
+    """The loop is compiled once more, and looks at every index."""
+    script = """
+from pathlib import Path
+import numpy as np
+from saec_gpu.errors import ArtifactError
+from saec_gpu.levels import LevelCodes, choose_levels, encode_in_levels, open_levels
+from saec_gpu.packing import PlaneWriter
+rng = np.random.default_rng(0)
+codes = np.minimum(rng.pareto(0.6, 1500), 299).astype(np.uint16)
+codes[-1] = 299
+with PlaneWriter("0.npy", 1500, 300) as writer:
+    writer.append(codes)
+levels = choose_levels(np.bincount(codes))
+encode_in_levels(Path("0.npy"), 300, levels)
+with open("0.npy", "rb") as file:
+    packed = open_levels(file, levels)
+refused = 0
+for changes in range(400):
+    altered = packed.copy()
+    altered[rng.integers(0, len(packed), changes)] = rng.integers(0, 256, changes)
+    try:
+        LevelCodes(altered, levels, 300, "x").between(0, 1500)
+    except ArtifactError:
+        refused += 1
+print(refused)
+"""
+    environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert int(done.stdout) > 300
 
 
 @pytest.mark.parametrize("byte", [0x00, 0xFF])

@@ -68,7 +68,9 @@ def test_as_the_oracle_has_it(
     expected = np.zeros((k + added, rows.shape[1]), np.float32)
     expected[:k] = codewords
     table = reference.as_rows(rows)
-    served = [reference.dist(x, expected[c].tolist()) for x, c in zip(table.tolist(), codes)]  # noqa: B905
+    served = [
+        reference.dist(x, expected[c].tolist()) for x, c in zip(table.tolist(), codes, strict=True)
+    ]
     drawn = reference.sample(table, weights, k + added, 0, "x")
     found = list(codes)
     reference.relocate(table, weights, drawn, expected, k, found, served)
@@ -126,11 +128,11 @@ def test_rows_that_are_met_call_nobody() -> None:
 def test_no_more_than_so_many_are_idle(
     monkeypatch: pytest.MonkeyPatch, most: int, moved: int
 ) -> None:
-    # Twelve pairs of codewords a thousandth apart, and far from all three heavy rows.
+    # Six pairs of codewords a thousandth apart, and far from all five heavy rows.
     words = np.repeat(np.arange(6.0), 2)[:, None] + np.tile([[0.0], [0.001]], (6, 1))
-    rows = np.concatenate([words, [[100.0], [200.0], [300.0]]])
+    rows = np.concatenate([words, [[100.0], [200.0], [300.0], [400.0], [500.0]]])
     assert relocation.MOST_IDLE == 4096
     monkeypatch.setattr(relocation, "MOST_IDLE", most)
-    codes = [*range(12), 11, 11, 11]
-    new, _, _ = relocated(rows, [1.0] * 12 + [50.0] * 3, words, codes)
+    codes = [*range(12), *[11] * 5]
+    new, _, _ = relocated(rows, [1.0] * 12 + [50.0] * 5, words, codes)
     assert int((new[:, 0] >= 100).sum()) == moved

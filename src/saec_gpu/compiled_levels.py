@@ -1,8 +1,8 @@
 """The loop that looks codes up in levels (levels.py).
 
 Rows are taken in steps, level by level. Which rows go on is written without a branch, because a
-branch on a random bit costs more than all else; and what a level reads is asked for before, because
-the memory is slow for one row and quick for many at once. Numbers of rows and places are uint64:
+branch on a random bit costs more than all else; and what a level reads is prefetched, because the
+memory is slow for one row and quick for many at once. Numbers of rows and places are uint64:
 Numba has nothing to do for indices that cannot be negative, and a count that is too great stays too
 great.
 """

@@ -60,7 +60,7 @@ BLOCK_BYTES, COUNTER_BITS = 64, 16
 HALF_BLOCK_ROWS = 4 * BLOCK_BYTES - COUNTER_BITS  # the first half
 BLOCK_ROWS = 8 * BLOCK_BYTES - COUNTER_BITS
 SPARE_BYTES = 3
-SUPER_ROWS = 128 * BLOCK_ROWS  # so many rows that 16 bits count the ones of the blocks before
+SUPER_ROWS = 128 * BLOCK_ROWS  # 16 bits count the ones of so many and a half block
 
 LEVELS_ENDING = ".levels"  # of a file that is being made
 

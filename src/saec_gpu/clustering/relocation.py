@@ -4,10 +4,10 @@ Lloyd's update step moves a codeword to the mean of its rows and no farther. Whe
 weight becomes another one, the codeword that it had for itself stays behind, and the next one is
 drawn from its own rows. So before that step some codewords begin anew:
 
-1. Idle may be the quarter (rounded up, not all) of least weight, ties to the lower index, and every
-   codeword without weight. The price of one is what its rows would cost more with the nearest
-   codeword that is not idle, Σ f64(w · f64(dist there − dist now)), row after row. Codewords that
-   are added have no rows and are idle too.
+1. Idle are every codeword without weight and the quarter of least weight (rounded up, at most
+   `MOST_IDLE`, not all), ties to the lower index. The price of one is what its rows would cost more
+   with the nearest codeword that is not idle, Σ f64(w · f64(dist there − dist now)), row after row.
+   Codewords that are added have no rows and are idle too.
 2. The cheapest first, ties to the lower index, each begins at the row that is served worst: the one
    of greatest ω·dist among the first rows of the sample, `ROWS_A_PLACE` for each idle codeword,
    dist to the codeword of its code or to one that began anew, whichever is less. The first that
@@ -27,11 +27,10 @@ from saec_gpu.clustering.sampling import first_of
 from saec_gpu.data import Float32, Float64, Int64, Sample
 
 IDLE_SHARE = 4
-# Finding places takes time with the square of it; the sample holds 32 rows for as many codewords.
-MOST_IDLE = 4096
+MOST_IDLE = 4096  # of those with weight: finding places takes time with the square of it
 ROWS_A_PLACE = 16
-# A row gains its own cost at most, and its neighbours more. At 2 the codes of so many rows change
-# that an hour's churn grows; at 8 the error does (bench/hours.py).
+# A row of the sample stands for others, which gain less than it does. At 2 the codes of so many
+# rows change that an hour's churn grows; at 8 the error does (bench/hours.py).
 WORTH = 4.0
 
 
@@ -58,9 +57,9 @@ def relocate(
     rows : float32 (m, dim)
     weights : float64 (m,)
     codes : int64 (m,)
-        Below n_before. Changed in place, as
+        Below n_before. Changed in place.
     distances : float64 (m,)
-        of rows to the codewords of their codes.
+        Of rows to the codewords of their codes. Changed in place.
     sample : Sample
         Of these rows, numbered by their places.
     middle : float32 (dim,)
@@ -76,6 +75,7 @@ def relocate(
     elsewhere = assigned(backend, rows[theirs], codewords[busy], middle)
     assert elsewhere.distances is not None
     dearer = weights[theirs] * (elsewhere.distances - distances[theirs])
+    # of no rows np.bincount returns integers
     prices: Float64 = np.bincount(codes[theirs], dearer, len(codewords)).astype(np.float64)
     cheapest = idle[np.lexsort((idle, prices[idle]))]
     few = first_of(sample, ROWS_A_PLACE * len(idle))
