@@ -185,14 +185,38 @@ def repaired(
     repaired_words = codewords.copy()
     live = np.delete(codewords, empty, axis=0)
     least: Float64 = np.array(assigned(backend, sample.rows, live, middle).distances)
-    columns = np.ascontiguousarray(sample.rows.T)
-    for code in empty:
-        row = worst_served(sample.weights, least)
-        if row < 0:
-            break
-        repaired_words[code] = sample.rows[row]
-        lower_distances(columns, sample.rows[row], least)
+    begin_anew(repaired_words, empty, sample, least, np.zeros(len(empty)))
     return repaired_words
+
+
+def begin_anew(
+    codewords: Float32, order: Int64, sample: Sample, least: Float64, worth: Float64
+) -> int:
+    """Move codewords, in place, to the rows of a sample that are served worst, one after another.
+
+    Parameters
+    ----------
+    codewords : float32 (k, dim)
+    order : int64 (m,)
+        Which of them, the first one first.
+    sample : Sample
+    least : float64 (rows of the sample,)
+        Their distances; lowered in place by those to codewords that were moved.
+    worth : float64 (m,)
+        What the row's ω·dist must exceed. The first that does not ends it.
+
+    Returns
+    -------
+    moved : int
+    """
+    columns = np.ascontiguousarray(sample.rows.T)
+    for moved, code in enumerate(order):
+        row = worst_served(sample.weights, least)
+        if row < 0 or sample.weights[row] * least[row] <= worth[moved]:
+            return moved
+        codewords[code] = sample.rows[row]
+        lower_distances(columns, sample.rows[row], least)
+    return len(order)
 
 
 def assigned(

@@ -21,8 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from saec_gpu.backends.protocol import Backend
-from saec_gpu.clustering.compiled_loops import lower_distances, worst_served
-from saec_gpu.clustering.lloyd import assigned
+from saec_gpu.clustering.lloyd import assigned, begin_anew
 from saec_gpu.clustering.sampling import first_of
 from saec_gpu.data import Float32, Float64, Int64, Sample
 
@@ -79,7 +78,8 @@ def relocate(
     prices: Float64 = np.bincount(codes[theirs], dearer, len(codewords)).astype(np.float64)
     cheapest = idle[np.lexsort((idle, prices[idle]))]
     few = first_of(sample, ROWS_A_PLACE * len(idle))
-    moved = cheapest[: _begin_anew(codewords, cheapest, prices, few, distances[few.index])]
+    least = distances[few.index]
+    moved = cheapest[: begin_anew(codewords, cheapest, few, least, WORTH * prices[cheapest])]
     if not len(moved):
         return
     left = np.isin(codes[theirs], moved)
@@ -99,17 +99,3 @@ def _idle(codes: Int64, weights: Float64, n_before: int, n_codewords: int) -> In
     by_mass = np.lexsort((np.arange(n_before), mass))
     idle = by_mass[: max(share, int((mass == 0).sum()))]
     return np.concatenate([np.sort(idle), np.arange(n_before, n_codewords)])
-
-
-def _begin_anew(
-    codewords: Float32, cheapest: Int64, prices: Float64, sample: Sample, least: Float64
-) -> int:
-    """Move the cheapest codewords to rows of the sample, in place, and return how many moved."""
-    columns = np.ascontiguousarray(sample.rows.T)
-    for moved, code in enumerate(cheapest):
-        row = worst_served(sample.weights, least)
-        if row < 0 or sample.weights[row] * least[row] <= WORTH * prices[code]:
-            return moved
-        codewords[code] = sample.rows[row]
-        lower_distances(columns, sample.rows[row], least)
-    return len(cheapest)
