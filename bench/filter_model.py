@@ -700,13 +700,14 @@ def fitted_codewords(field: Field) -> tuple[Float32, int]:
     statistics = builder.statistics()
     if statistics.distinct is not None:
         return statistics.distinct, len(rows)
-    seeds = seed_codewords(statistics.sample, field.n_codewords, 0, field.name)
+    backend = open_backend("cpu", threads=1)
+    seeds = seed_codewords(backend, statistics.sample, field.n_codewords, 0, field.name)
     # a variance above 0 and a tolerance below it, so that nothing stops early
     one = FieldFit(statistics, fixed_point(statistics), 1.0, seeds)
     chunk = chunk_of(field.name, rows)
     fit(
-        open_backend("cpu", threads=1), lambda _: [chunk], {field.name: one}, tol=-1.0,
-        max_iter=FIT_ITERATIONS, after_pass=lambda _: None,
+        backend, lambda _: [chunk], {field.name: one}, tol=-1.0, max_iter=FIT_ITERATIONS,
+        after_pass=lambda _: None,
     )  # fmt: skip
     return one.codewords, len(rows)
 

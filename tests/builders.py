@@ -248,7 +248,7 @@ def cluster(
         codewords = statistics.distinct
     else:
         if initial is None:
-            initial = seed_codewords(statistics.sample, n_codewords, seed, field)
+            initial = seed_codewords(engine, statistics.sample, n_codewords, seed, field)
         one = start_fit(statistics, initial)
         fit(engine, chunks, {field: one}, tol=tol, max_iter=max_iter, after_pass=lambda _: None)
         assert one.stopped is not None

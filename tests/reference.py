@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Table = NDArray[np.float32]  # rows (n, dim) or codewords (k, dim)
-SEED_LIMIT = 4096  # above it D takes the rows of greatest priority instead of k-means++
+SEED_LIMIT = 4096  # codewords that D draws one by one; more come in rounds
 
 
 class Statistics(NamedTuple):
@@ -228,15 +228,12 @@ def dist(x: Sequence[float], c: Sequence[float]) -> float:
 def seeds(sample: Sample, rows: Any, k: int, seed: int, field: str) -> Table:
     """D: at most k rows of the sample, bit for bit."""
     table = as_rows(rows)
-    if k > SEED_LIMIT:
-        ranked = sorted(range(len(sample.index)), key=lambda i: (-sample.q[i], sample.index[i]))
-        return table[[sample.index[i] for i in ranked[:k]]]
     x = table[sample.index].tolist()
     draws = stream("seed", seed, field)
     chosen: list[int] = []
     p = list(sample.omega)
     least = [math.inf] * len(x)
-    while len(chosen) < k:
+    while len(chosen) < min(k, SEED_LIMIT):
         cumulative, s = [], 0.0
         for p_i in p:
             s = s + p_i
@@ -250,6 +247,15 @@ def seeds(sample: Sample, rows: Any, k: int, seed: int, field: str) -> Table:
         chosen.append(i)
         least = [min(old, dist(x_i, x[i])) for old, x_i in zip(least, x, strict=True)]
         p = [omega * nearby for omega, nearby in zip(sample.omega, least, strict=True)]
+    rounds = stream("rounds", seed, field)
+    while len(chosen) < k and any(p):
+        q = [priority(p_i, int(rounds.random_raw())) for p_i in p]
+        ranked = sorted((i for i in range(len(x)) if p[i] > 0), key=lambda i: (-q[i], i))
+        added = ranked[: min(len(chosen), k - len(chosen))]
+        chosen += added
+        for i, x_i in enumerate(x):
+            least[i] = min([least[i], *(dist(x_i, x[j]) for j in added)])
+            p[i] = sample.omega[i] * least[i]
     return table[[sample.index[i] for i in chosen]]
 
 
@@ -552,16 +558,17 @@ def curve_point(
 ) -> tuple[float, list[int]]:
     """Σ f64(w·dist) and rows of each codeword, of k codewords as a curve measures them.
 
-    Six passes over the rows of a coreset from the seeds that `most` codewords begin with.
+    Three passes over the rows of a coreset from the seeds that `most` codewords begin with. Codes
+    are by the codewords before they are stored, distances to them as stored.
     """
     table = as_rows(rows)
     w = field_weights(weights, len(table))
     drawn = sample(table, w, most, seed, field)
     codewords = seeds(drawn, table, k, seed, field)
-    moved = lloyd(table, w, codewords, statistics(table, w, 0), drawn, 1e-3, 6)
-    stored = as_stored(moved[0], dtype)
-    codes, _ = assign(table, stored)
-    return errors(table, w, stored, codes)[1], [codes.count(c) for c in range(len(stored))]
+    moved = lloyd(table, w, codewords, statistics(table, w, 0), drawn, 1e-3, 3)
+    codes, _ = assign(table, moved[0])
+    counts = [codes.count(c) for c in range(len(moved[0]))]
+    return errors(table, w, as_stored(moved[0], dtype), codes)[1], counts
 
 
 # Codes by error and length: clustering/rules.py.

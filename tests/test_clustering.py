@@ -37,6 +37,7 @@ from saec_gpu.clustering import sampling, seeding
 from saec_gpu.clustering.compiled_loops import limbs_to_float
 from saec_gpu.clustering.error import ErrorSums, ExactSum
 from saec_gpu.clustering.lloyd import (
+    assigned,
     finish_pass,
     fit,
     fit_pass,
@@ -108,7 +109,7 @@ def assert_statistics_as_the_oracle(
     assert (ours.bits, ours.weight_shift) == (exact.bits, exact.t)
     assert ours.column_exponents.tolist() == exact.a
     assert ours.column_shifts.tolist() == exact.s
-    seeds = seed_codewords(found.sample, k, seed, "x")
+    seeds = seed_codewords(open_backend("cpu", threads=1), found.sample, k, seed, "x")
     assert bits(seeds) == bits(reference.seeds(drawn, rows, k, seed, "x"))
     return found
 
@@ -633,40 +634,110 @@ def test_seeds_by_hand(
     expected: list[float],
 ) -> None:
     monkeypatch.setattr(seeding, "random_stream", lambda *_: Draws(raws))
-    found = seed_codewords(sample_of(column(*rows), omega), len(raws), 0, "x")
+    backend = open_backend("cpu", threads=1)
+    found = seed_codewords(backend, sample_of(column(*rows), omega), len(raws), 0, "x")
     assert bits(found) == bits(column(*expected))
 
 
-def test_seeds_above_4096_follow_the_priorities() -> None:
-    # q = 0, 0, 1, 1, …: descending, ties to the lower row: 4098, 4099, 4096, 4097, …, 2, 3, 0, 1
-    numbers = np.arange(4100)
-    rows = column(*range(4100))
-    sample = Sample(numbers, rows, (numbers // 2).astype(np.float64), np.ones(4100))
-    order = [i for pair in range(4098, -2, -2) for i in (pair, pair + 1)]
-    assert bits(seed_codewords(sample, 4097, 0, "x")) == bits(column(*order[:4097]))
-    assert bits(seed_codewords(sample, 5000, 0, "x")) == bits(column(*order))
+@pytest.mark.parametrize(
+    ("rows", "omega", "raws", "expected"),
+    [
+        # One by one row 0 is taken; ω·dist = 0, 1, 9, 16, 0. All U are alike: of the round of one,
+        # row 3. Then ω·dist = 0, 1, 1, 0, 0: of the round of two, rows 1 and 2.
+        ([0, 1, 3, 4, 0], [1] * 5, [HALF] * 10, [0, 4, 1, 3]),
+        # ties to the lower row
+        ([0, 1, -1], [1] * 3, [HALF] * 6, [0, 1, -1]),
+        # q = (0, 1, 1) / ((raw >> 11) + 1)·2⁻⁵³ with raws of HALF, HALF and HALF − 1: row 2
+        ([0, 1, -1], [1] * 3, [HALF, HALF, HALF - 1], [0, -1]),
+        # ω counts: 8·1 is above 4
+        ([0, 1, 2], [1, 8, 1], [HALF] * 3, [0, 1]),
+        # equal rows may come of one round; what is met does not come again
+        ([0, 5, 5, 5], [1] * 4, [HALF] * 12, [0, 5]),
+        ([0, 9, 5, 5], [1] * 4, [HALF] * 12, [0, 9, 5, 5]),
+    ],
+)
+def test_rounds_by_hand(
+    monkeypatch: pytest.MonkeyPatch,
+    rows: list[float],
+    omega: list[float],
+    raws: list[int],
+    expected: list[float],
+) -> None:
+    monkeypatch.setattr(seeding, "MOST_DRAWN", 1)
+    streams = {"seed": Draws([0]), "rounds": Draws(raws)}
+    monkeypatch.setattr(seeding, "random_stream", lambda purpose, *_: streams[purpose])
+    n_rounds = len(raws) // len(rows)
+    asked = min(2**n_rounds, len(rows))
+    backend = open_backend("cpu", threads=1)
+    found = seed_codewords(backend, sample_of(column(*rows), omega), asked, 0, "x")
+    assert bits(found) == bits(column(*expected))
+
+
+@pytest.mark.parametrize("weights", ["none", "whole", "wide"])
+@pytest.mark.parametrize("kind", ROW_KINDS)
+def test_rounds_as_the_oracle(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, kind: str, weights: str
+) -> None:
+    rows, own = rows_of(kind, rng, 150, 5), weights_of(weights, rng, 150)
+    sample = statistics_of(rows, own, 60).sample
+    theirs = reference.sample(rows, own, 60, 0, "x")
+    monkeypatch.setattr(seeding, "MOST_DRAWN", 3)
+    monkeypatch.setattr(reference, "SEED_LIMIT", 3)
+    assert sample.index.tolist() == theirs.index
+    for k in (4, 6, 7, 60):
+        for threads in (1, 2):
+            found = seed_codewords(open_backend("cpu", threads=threads), sample, k, 0, "x")
+            assert bits(found) == bits(reference.seeds(theirs, rows, k, 0, "x"))
 
 
 def test_a_field_of_more_than_4096_codewords(rng: np.random.Generator) -> None:
-    # RELIABILITY 47, in part: k-means++ ends at 4096, above it the priorities decide
+    # RELIABILITY 47, in part: k-means++ ends at 4096, behind it the rounds decide
     rows, own = rows_of("normal", rng, 132_000, 1), weights_of("whole", rng, 132_000)
     expected = reference.sample(rows, own, 4097, 0, "x")
-    found = statistics_of(rows, own, 4097, step=50_000)
-    assert found.sample.index.tolist() == expected.index
-    assert found.sample.weights.tolist() == expected.omega
-    seeds = seed_codewords(found.sample, 4097, 0, "x")
-    assert bits(seeds) == bits(reference.seeds(expected, rows, 4097, 0, "x"))
+    sample = statistics_of(rows, own, 4097, step=50_000).sample
+    assert sample.index.tolist() == expected.index
+    assert sample.weights.tolist() == expected.omega
+    backend = open_backend("cpu", threads=2)
+    drawn = seed_codewords(backend, sample, 4096, 0, "x")
+    found = seed_codewords(backend, sample, 5000, 0, "x")
+    assert bits(found[:4096]) == bits(drawn)
+    words = np.sort(drawn[:, 0].astype(np.float64))
+    x = sample.rows[:, 0].astype(np.float64)
+    place = np.clip(np.searchsorted(words, x), 1, len(words) - 1)
+    chances = sample.weights * np.minimum(
+        np.square(x - words[place - 1]), np.square(x - words[place])
+    )
+    raws = reference.stream("rounds", 0, "x").random_raw(len(x))
+    q = [reference.priority(float(p), int(raw)) for p, raw in zip(chances, raws, strict=True)]
+    ranked = sorted(range(len(x)), key=lambda i: (-q[i], i))
+    assert bits(found[4096:]) == bits(sample.rows[ranked[:904]])
 
 
-def test_draws_and_priorities_meet_at_4096(rng: np.random.Generator) -> None:
-    rows = rows_of("normal", rng, 4200, 1)
-    sample = statistics_of(rows, None, 4097).sample
-    by_draw = seed_codewords(sample, 4096, 0, "x")
-    by_priority = seed_codewords(sample, 4097, 0, "x")
-    greatest = sample.rows[np.lexsort((sample.index, -sample.priority))]
-    assert bits(by_priority) == bits(greatest[:4097])
-    assert len(by_draw) == 4096
-    assert bits(by_draw) != bits(greatest[:4096])
+def test_rounds_reach_what_the_rows_of_greatest_priority_leave_out() -> None:
+    # Why DEFINITIONS D takes rounds above 4096: half of the groups hold 31 of 32 rows, and so most
+    # rows of greatest priority. The rows alone say which groups still lack a codeword.
+    generator = np.random.default_rng(3)
+    middles = 100 * generator.standard_normal((6000, 2))
+    groups = np.repeat(np.arange(6000), np.where(np.arange(6000) < 3000, 31, 1))
+    rows = (middles[groups] + generator.standard_normal((len(groups), 2))).astype(np.float32)
+    sample = statistics_of(rows, None, 6000).sample
+    backend = open_backend("cpu", threads=2)
+
+    def error(seeds: Float32) -> float:
+        distances = assigned(backend, sample.rows, seeds, None).distances
+        assert distances is not None
+        return float(sample.weights @ distances)
+
+    by_priority = sample.rows[np.lexsort((sample.index, -sample.priority))[:6000]]
+    found = seed_codewords(backend, sample, 6000, 0, "x")
+    assert 2 * error(found) < error(by_priority)
+
+
+def test_seeds_end_where_all_rows_are_met(rng: np.random.Generator) -> None:
+    rows = np.repeat(rng.permutation(4200), 2)[:, None].astype(np.float32)
+    sample = sample_of(rows)
+    found = seed_codewords(open_backend("cpu", threads=1), sample, 8000, 0, "x")
+    assert len(np.unique(found)) == 4200 <= len(found) <= 4096 + 2 * 104
 
 
 # E. update
@@ -943,7 +1014,7 @@ def test_fields_stop_one_by_one(rng: np.random.Generator) -> None:
     fits = {}
     for name, rows in tables.items():
         statistics = statistics_of(rows, None, 3, field=name)
-        fits[name] = start_fit(statistics, seed_codewords(statistics.sample, 3, 0, name))
+        fits[name] = start_fit(statistics, seed_codewords(backend, statistics.sample, 3, 0, name))
     asked: list[list[str]] = []
 
     def after_pass(rechecked: object) -> None:

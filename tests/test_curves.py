@@ -15,6 +15,7 @@ from builders import opened
 from saec_gpu.backends import open_backend
 from saec_gpu.clustering import curves
 from saec_gpu.clustering.curves import Point, grid, measure
+from saec_gpu.clustering.rules import estimated_uses
 from saec_gpu.clustering.selection import Selection, coreset
 from saec_gpu.codewords import CODEWORDS_DTYPES, CodewordsDtype, codebook_bytes
 from saec_gpu.errors import ParamError
@@ -88,7 +89,7 @@ def test_points_are_those_of_the_plain_loops(
             assert next(at, None) is None
 
 
-def test_of_a_whole_field_rows_and_error_are_those_of_its_codes(
+def test_the_error_is_that_of_the_codes_and_of_the_codewords_as_stored(
     tables: Arrays, weights: Arrays
 ) -> None:
     source = saec.open_tables(dict(tables))
@@ -96,14 +97,14 @@ def test_of_a_whole_field_rows_and_error_are_those_of_its_codes(
     table = source.fields["item"]
     one = coreset(source, vectors, table, 97, SEED)
     own = curves._Measured(open_backend("cpu", threads=1), [table], {"item": one}, SEED)
+    found = {(p.codewords, p.dtype): p.distortion for p in measured(tables, weights)["item"]}
     for k in (1, 4, 32):
-        words = own.fitted(["item"], k)
-        distortion, counts = own.errors(words, {})["item"]
-        codes, _ = reference.assign(tables["item"], words["item"])
-        expected = reference.errors(tables["item"], weights["item"], words["item"], codes)
-        assert counts.tolist() == [codes.count(code) for code in range(len(words["item"]))]
-        assert counts.dtype == np.int64
-        assert distortion == expected[1]
+        words = own.fitted(["item"], k)["item"]
+        codes, _ = reference.assign(tables["item"], words)
+        for dtype in CODEWORDS_DTYPES:
+            stored = reference.as_stored(words, dtype)
+            _, error = reference.errors(tables["item"], weights["item"], stored, codes)
+            assert found[len(words), dtype] == error
 
 
 def test_of_a_sample_rows_are_estimated_and_add_up_nearly() -> None:
@@ -113,13 +114,13 @@ def test_of_a_sample_rows_are_estimated_and_add_up_nearly() -> None:
     weights = np.repeat([100.0, 1.0], 10_000)
     source = saec.open_tables({"item": rows})
     vectors = saec.open_weights({"item": weights}, source)
-    table = source.fields["item"]
-    one = coreset(source, vectors, table, 2000, SEED)
-    assert (one.rows > 5).sum() < 100  # in the coreset they are few
-    own = curves._Measured(open_backend("cpu", threads=1), [table], {"item": one}, SEED)
-    _, counts = own.errors({"item": np.array([[0.0], [10.0]], np.float32)}, {})["item"]
+    one = coreset(source, vectors, source.fields["item"], 2000, SEED)
+    far = (one.rows[:, 0] > 5).astype(np.uint32)
+    assert far.sum() < 100  # in the coreset they are few
+    counts = estimated_uses(far, 2, one, 20_000, None)
     assert np.abs(counts - 10_000).max() < 3000
     assert abs(int(counts.sum()) - 20_000) <= 1
+    assert counts.dtype == np.int64
 
 
 def test_fields_are_measured_alike_together_and_alone(

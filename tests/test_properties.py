@@ -78,7 +78,8 @@ def test_fields_are_independent(rng: np.random.Generator, step: int | None) -> N
     fits = {}
     for p in pieces:
         statistics = statistics_of(p.rows, p.weights, 6, field=p.field)
-        fits[p.field] = start_fit(statistics, seed_codewords(statistics.sample, 6, 0, p.field))
+        seeds = seed_codewords(backend, statistics.sample, 6, 0, p.field)
+        fits[p.field] = start_fit(statistics, seeds)
 
     def chunks(active: Collection[str]) -> Iterable[Chunk]:
         return chunks_of(pieces, step)
@@ -180,7 +181,7 @@ def test_the_error_does_not_rise(rng: np.random.Generator, kind: str, weights: s
     rows, own = rows_of(kind, rng, 300, 4), weights_of(weights, rng, 300)
     backend = open_backend("cpu", threads=1)
     statistics = statistics_of(rows, own, 8)
-    one = start_fit(statistics, seed_codewords(statistics.sample, 8, 0, "x"))
+    one = start_fit(statistics, seed_codewords(backend, statistics.sample, 8, 0, "x"))
     chunk, errors = chunk_of("x", rows, own), []
     for _ in range(12):
         loaded = backend.load_codebooks({"x": Codebook(one.codewords)})

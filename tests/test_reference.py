@@ -422,13 +422,13 @@ def test_seeds_are_of_their_stream() -> None:
         assert bits(reference.seeds(whole(rows), rows, 3, seed, "item")) == bits(rows[expected])
 
 
-def test_seeds_above_4096_follow_the_priorities() -> None:
-    # q = 0, 0, 1, 1, …: descending, ties to the lower row: 4098, 4099, 4096, 4097, …, 2, 3, 0, 1
-    rows = column(*range(4100))
-    sample = Sample(list(range(4100)), [1.0] * 4100, 0.0, [float(i // 2) for i in range(4100)])
-    order = [i for pair in range(4098, -2, -2) for i in (pair, pair + 1)]
-    assert bits(reference.seeds(sample, rows, 4097, 0, "x")) == bits(column(*order[:4097]))
-    assert bits(reference.seeds(sample, rows, 5000, 0, "x")) == bits(column(*order))
+def test_rounds_double_the_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Row 0 is drawn. Chances are 0, 1, 9, 16, 0 and U of those above 0 alike: row 3. Then they are
+    # 0, 1, 1, 0, 0: two rows, and what is met is left out.
+    known_draws(monkeypatch, [0, *[HALF] * 15])
+    monkeypatch.setattr(reference, "SEED_LIMIT", 1)
+    rows = column(0, 1, 3, 4, 0)
+    assert bits(reference.seeds(whole(rows), rows, 5, 0, "x")) == bits(column(0, 4, 1, 3))
 
 
 # E. update

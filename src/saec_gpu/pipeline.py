@@ -23,7 +23,7 @@ from saec_gpu.clustering.error import ErrorSums
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
 from saec_gpu.clustering.margin import Changes, LastField
 from saec_gpu.clustering.rules import CostRule, RuledCodebooks, constrained
-from saec_gpu.clustering.seeding import seed_codewords
+from saec_gpu.clustering.seeding import MOST_DRAWN, Seeds, further_seeds
 from saec_gpu.clustering.selection import (
     ROWS_A_CODEWORD,
     Selection,
@@ -288,19 +288,27 @@ class Pipeline:
             fits: dict[str, FieldFit] = {}
             for done, name in enumerate(names):
                 self.progress(Progress("seeding", done, len(names), "fields"))
-                fits[name] = next(started)
-                if not len(fits[name].codewords):
-                    fits[name].codewords = continued(
-                        self.backend, fits[name], self.last[name], selections[name],
-                        self.plans[name].codewords,
+                one, restored = next(started)
+                fits[name] = one
+                if restored:
+                    continue
+                n_codewords = self.plans[name].codewords
+                if name in self.last:
+                    one.codewords = continued(
+                        self.backend, one, self.last[name], selections[name], n_codewords
+                    )
+                    one.stopped = None if self.params.max_iter else "max_iter"
+                else:
+                    one.codewords = further_seeds(
+                        self.backend, statistics[name].sample, one.codewords, n_codewords,
+                        self.params.seed, name, one.middle,
                     )  # fmt: skip
-                    fits[name].stopped = None if self.params.max_iter else "max_iter"
         return {name: fits[name] for name in statistics}
 
-    def _started(self, name: str, statistics: Statistics) -> FieldFit:
-        """Return the fit of a field as the checkpoint has it, or at seeds.
+    def _started(self, name: str, statistics: Statistics) -> tuple[FieldFit, bool]:
+        """Return the fit of a field, and whether it is the checkpoint's.
 
-        In an update a fit that the checkpoint does not have comes without codewords.
+        If not, it begins with the seeds that are drawn one by one; in an update without codewords.
         """
         started = FieldFit(
             statistics, fixed_point(statistics), sample_variance(statistics.sample),
@@ -310,10 +318,9 @@ class Pipeline:
             self.numbers[name], started
         )
         if not restored and name not in self.last:
-            started.codewords = seed_codewords(
-                statistics.sample, self.plans[name].codewords, self.params.seed, name
-            )
-        return started
+            drawn = min(self.plans[name].codewords, MOST_DRAWN)
+            started.codewords = Seeds(statistics.sample, self.params.seed, name).first(drawn)
+        return started, restored
 
     def _fit(
         self, stream: RowStream, fits: Mapping[str, FieldFit], selections: _Selections

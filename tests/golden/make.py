@@ -33,7 +33,7 @@ FIELDS: Mapping[str, tuple[int, int, str, int]] = {
     "city": (31, 4, "float32", 1),  # no bits: one codeword
     "day": (97, 2, "float32", 5),  # all rows equal: no bits either
     "hour": (0, 4, "float32", 7),  # no rows
-    "item": (6001, 2, "float32", 4097),  # 13 bits: 8, 4 and 1; seeds without k-means++
+    "item": (6001, 2, "float32", 4097),  # 13 bits: 8, 4 and 1; the last seed is of a round
     "kept/float16": (7, 3, "float16", 7),  # as many codewords as rows: kept whole
     "kept/bfloat16": (5, 2, "bfloat16", 5),
     "kept/float32": (1, 3, "float32", 1),

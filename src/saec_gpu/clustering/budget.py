@@ -14,7 +14,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 
 from saec_gpu.clustering.asked import MOST_CODEWORDS
@@ -27,7 +27,7 @@ from saec_gpu.sources import TableField
 FIRST_AIM = 0.99  # of the budget: estimates of code bytes err by a hundredth or so
 NEXT_AIM = 0.996  # once they were corrected
 LESS_AFTER_EXCESS = 0.004  # of the budget; twice as much each time, so that it ends
-NEAR_THE_END = 4  # points of a curve, two doublings: so far a choice is not moved by what follows
+NEAR_THE_END = 2  # points of a curve, a doubling: so far a choice is not moved by what follows
 LEAST_USED = 0.98  # of the budget, where more could be used at all
 MOST_ROUNDS = 6  # then the best choice within the budget is returned to
 
@@ -61,8 +61,9 @@ class FieldCurve:
     def options(self) -> list[Point]:
         """Return the points, code bytes corrected, those beyond and that of all rows kept."""
         whole = Point(self.table.n_rows, "whole", 0.0, self.table.nbytes, 0)
-        return [*(one for same in self._by_dtype() for one in same), whole]
+        return [*(one for same in self._by_dtype for one in same), whole]
 
+    @cached_property
     def _by_dtype(self) -> list[list[Point]]:
         """Return the points of each dtype by number of codewords, code bytes corrected.
 
@@ -133,7 +134,7 @@ class FieldCurve:
         The bytes must be enough for one of the options.
         """
         found = [one for one in self.options() if one.nbytes <= most_bytes]
-        for same in self._by_dtype():
+        for same in self._by_dtype:
             for one, other in pairwise(same):
                 between = range(one.codewords + 1, other.codewords)
                 place = bisect_right(between, most_bytes, key=partial(self._nbytes_at, same))
@@ -161,13 +162,9 @@ class FieldCurve:
         code_bytes = other.code_bytes
         if self._in_levels(one) and self._in_levels(other):
             code_bytes -= (code_bytes - one.code_bytes) * (gap - part) // gap  # rounded up
-        return replace(
-            other,
-            codewords=codewords,
-            distortion=one.distortion + (other.distortion - one.distortion) * (part / gap),
-            code_bytes=code_bytes,
-            codebook_bytes=codebook_bytes(codewords, self.table.dim, one.dtype),
-        )
+        distortion = one.distortion + (other.distortion - one.distortion) * (part / gap)
+        size = codebook_bytes(codewords, self.table.dim, other.dtype)
+        return Point(codewords, other.dtype, distortion, size, code_bytes)
 
     def _nbytes_at(self, same: list[Point], codewords: int) -> int:
         return self._at(same, codewords).nbytes

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from saec_gpu.backends.protocol import Backend
 from saec_gpu.clustering.error import ExactSum
 from saec_gpu.clustering.lloyd import FieldFit, fit, sample_variance
+from saec_gpu.clustering.margin import distances_of
 from saec_gpu.clustering.rules import CostRule, RuledCodebooks, constrained, estimated_uses
 from saec_gpu.clustering.seeding import Seeds
 from saec_gpu.clustering.selection import Selection, chunk_of_selections
@@ -22,14 +24,16 @@ from saec_gpu.clustering.statistics import fixed_point
 from saec_gpu.codewords import CodewordsDtype, codebook_bytes, store
 from saec_gpu.data import Codebook, Float32, Int64
 from saec_gpu.errors import ParamError
+from saec_gpu.layout import Segment
 from saec_gpu.levels import shorter_levels
 from saec_gpu.packing import packed_size
 from saec_gpu.sources import TableField
+from saec_gpu.threads import in_threads
 
 CORESET_ROWS = 1 << 16
 # Of a larger coreset's rows 16 a codeword are left at least: fewer flatter their own codewords.
 MOST_MEASURED = CORESET_ROWS // 16
-PASSES = 6  # a curve needs no more: what later passes gain is much alike for all numbers
+PASSES = 3  # a curve needs no more: what later passes gain is much alike for all numbers
 TOLERANCE = 1e-3
 LOOKED_AT = {1 << i for i in range(5, 20)}  # before so many: who wants them?
 GROUP_BYTES = 1 << 26  # of rows that are measured together: many small fields in one pass
@@ -141,22 +145,8 @@ def measure(
             asked = [name for name, own in grids.items() if name in more and n_codewords in own]
             words = measured.fitted(asked, n_codewords)
             words, rules = measured.constrained(words, bit_prices)
-            for dtype in dtypes:
-                stored = {
-                    name: _storable(one, dtype, name, must=len(dtypes) == 1)
-                    for name, one in words.items()
-                }
-                found = measured.errors(
-                    {n: one for n, one in stored.items() if one is not None}, rules
-                )
-                for name, (distortion, counts) in found.items():
-                    table, k = measured.tables[name], len(counts)
-                    if name in rules:
-                        code_bytes = rules[name].levels.of(counts).size
-                    else:
-                        code_bytes = _code_bytes(table.n_rows, counts, in_levels=in_levels)
-                    size = codebook_bytes(k, table.dim, dtype)
-                    points[name].append(Point(k, dtype, distortion, size, code_bytes))
+            for name, own in measured.points(words, rules, dtypes, in_levels=in_levels).items():
+                points[name] += own
         curves |= {name: tuple(found) for name, found in points.items()}
         progress(len(group))
     return curves
@@ -205,9 +195,13 @@ class _Measured:
 
     def fitted(self, names: Iterable[str], n_codewords: int) -> dict[str, Float32]:
         """Return the codewords of fields after a few passes."""
+        asked = list(names)
+        seeds = in_threads(
+            lambda name: self._seeds[name].first(n_codewords), asked, self._backend.threads
+        )
         fits = {
-            name: FieldFit(*self._starts[name], self._seeds[name].first(n_codewords))
-            for name in names
+            name: FieldFit(*self._starts[name], first)
+            for name, first in zip(asked, seeds, strict=True)
         }
         fit(
             self._backend, lambda _: [self._rows], fits, tol=TOLERANCE, max_iter=PASSES,
@@ -237,28 +231,53 @@ class _Measured:
         distinct = self._starts[name][0].distinct
         return distinct is not None and n_codewords >= len(distinct)
 
-    def errors(
-        self, codewords: Mapping[str, Float32], rules: Mapping[str, CostRule]
-    ) -> dict[str, tuple[float, Int64]]:
-        """Return Σ w·dist of each field, and estimated rows of each codeword."""
+    def points(
+        self,
+        codewords: Mapping[str, Float32],
+        rules: Mapping[str, CostRule],
+        dtypes: Sequence[CodewordsDtype],
+        *,
+        in_levels: bool,
+    ) -> dict[str, list[Point]]:
+        """Return a point of each field for each dtype that holds its codewords.
+
+        Codes are those of the codewords before they are stored: choosing anew for each dtype would
+        change the distortion by far less than what is compared here differs by.
+        """
         own = [one.weights / one.multiplicity for one in self._selections.values()]
         found = RuledCodebooks(
             self._backend, {name: Codebook(words) for name, words in codewords.items()}, rules
         ).assign(self._rows, np.concatenate(own))
-        assert found.distances is not None
-        results = {}
-        for segment in self._layout.segments:
-            if segment.field not in codewords:
-                continue
-            one = self._selections[segment.field]
-            total = ExactSum()
-            total.add(one.weights * found.distances[segment.rows])
-            uses = estimated_uses(
-                found.codes[segment.rows], len(codewords[segment.field]), one,
-                self.tables[segment.field].n_rows, rules.get(segment.field),
-            )  # fmt: skip
-            results[segment.field] = total.value, uses
-        return results
+
+        def of_segment(segment: Segment) -> tuple[str, list[Point]]:
+            name = segment.field
+            table, one, words = self.tables[name], self._selections[name], codewords[name]
+            codes = found.codes[segment.rows]
+            uses = estimated_uses(codes, len(words), one, table.n_rows, rules.get(name))
+            if name in rules:
+                code_bytes = rules[name].levels.of(uses).size
+            else:
+                code_bytes = _code_bytes(table.n_rows, uses, in_levels=in_levels)
+            points = []
+            for dtype in dtypes:
+                stored = _storable(words, dtype, name, must=len(dtypes) == 1)
+                if stored is not None:
+                    size = codebook_bytes(len(words), table.dim, dtype)
+                    distortion = _distortion(one, codes, stored)
+                    points.append(Point(len(words), dtype, distortion, size, code_bytes))
+            return name, points
+
+        segments = [one for one in self._layout.segments if one.field in codewords]
+        return dict(in_threads(of_segment, segments, self._backend.threads))
+
+
+def _distortion(selection: Selection, codes: NDArray[np.uint32], codewords: Float32) -> float:
+    """Return Σ w·dist of the rows of a selection, each to the codeword of its code."""
+    distances = np.empty(len(codes))
+    distances_of(selection.rows, codes.astype(np.int64), codewords, distances)
+    total = ExactSum()
+    total.add(selection.weights * distances)
+    return total.value
 
 
 def _storable(codewords: Float32, dtype: str, field: str, *, must: bool) -> Float32 | None:

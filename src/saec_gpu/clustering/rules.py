@@ -193,7 +193,7 @@ def constrained(
     weights = np.concatenate([one.weights / one.multiplicity for one in selections.values()])
     fixed = {name: fixed_point(statistics[name]) for name in codewords}
     words, rules = dict(codewords), dict[str, CostRule]()
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if codewords else 0):
         books = {name: Codebook(own, fixed[name]) for name, own in words.items()}
         codes = RuledCodebooks(backend, books, rules).assign(rows, weights).codes
         loaded = backend.load_codebooks(books)

@@ -27,6 +27,11 @@ def uniforms(raw: NDArray[np.uint64]) -> Float64:
     return (raw >> np.uint64(11)).astype(np.float64) * UNIT
 
 
+def priorities(weights: Float64, raw: NDArray[np.uint64]) -> Float64:
+    """Return q = w / ((f64(r >> 11) + 1)·2⁻⁵³)."""
+    return weights / (((raw >> np.uint64(11)).astype(np.float64) + 1.0) * UNIT)
+
+
 def sample_size(n_rows: int, n_codewords: int) -> int:
     """Return m, the most rows that a field's sample holds."""
     return min(n_rows, max(32 * min(n_codewords, 4096), 2 * n_codewords))
@@ -80,8 +85,7 @@ class Sampler:
         generator.advance(start // DRAWS_A_COUNTER)
         skip = start % DRAWS_A_COUNTER
         raw = generator.random_raw(skip + len(rows))[skip:]
-        unit = ((raw >> np.uint64(11)).astype(np.float64) + 1.0) * UNIT
-        priority = (1.0 if weights is None else weights) / unit
+        priority = priorities(np.ones(len(rows)) if weights is None else weights, raw)
         # rows come in order, so a row that equals the threshold loses the tie to those before it
         taken = np.flatnonzero(priority > self._threshold)
         own = np.ones(len(taken)) if weights is None else weights[taken]

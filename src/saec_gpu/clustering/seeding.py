@@ -1,21 +1,33 @@
-"""First codewords, drawn from the sample (DEFINITIONS D)."""
+"""First codewords, drawn from the sample (DEFINITIONS D).
+
+Up to 4096 they are drawn one by one, by k-means++ (Arthur and Vassilvitskii, SODA 2007): `Seeds`.
+More come in rounds, each of as many as there are: a priority sample of the rows, a row's weight
+being ω·(least distance so far). It is k-means|| (Bahmani, Moseley, Vattani, Kumar, Vassilvitskii,
+"Scalable k-means++", PVLDB 5(7), 2012) with rounds that grow and nothing left over to be clustered:
+`further_seeds`. Row i of the sample has raw draw r·m + i of stream("rounds") in round r, of m rows.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from saec_gpu.clustering.sampling import random_stream, uniforms
+from saec_gpu.backends.protocol import Backend
+from saec_gpu.clustering.lloyd import assigned
+from saec_gpu.clustering.sampling import priorities, random_stream, uniforms
 from saec_gpu.clustering.seeding_loops import BLOCK, NEVER_SUMMED, draw_seeds
-from saec_gpu.data import Float32, Sample
+from saec_gpu.data import Float32, Float64, Sample
 
-MOST_DRAWN = 4096  # above it, k-means++ would cost more than the fit
+MOST_DRAWN = 4096  # one by one; each draw looks at all rows of the sample
 
 
-def seed_codewords(sample: Sample, n_codewords: int, seed: int, field: str) -> Float32:
+def seed_codewords(
+    backend: Backend, sample: Sample, n_codewords: int, seed: int, field: str
+) -> Float32:
     """Return the first codewords of a field.
 
     Parameters
     ----------
+    backend : Backend
     sample : Sample
     n_codewords : int
         Codewords asked for.
@@ -26,14 +38,42 @@ def seed_codewords(sample: Sample, n_codewords: int, seed: int, field: str) -> F
     Returns
     -------
     codewords : float32 (k, dim)
-        Rows of the sample, bit for bit. k-means++ (Arthur and Vassilvitskii, SODA 2007) up to
-        4096 codewords, above it the rows of greatest priority. k < n_codewords where the sample
-        holds no more rows that differ, or no more rows at all.
+        Rows of the sample, bit for bit. k < n_codewords where it holds no more rows that differ, or
+        no more rows at all.
     """
-    if n_codewords > MOST_DRAWN:
-        order = np.lexsort((sample.index, -sample.priority))[:n_codewords]
-        return sample.rows[order]
-    return Seeds(sample, seed, field).first(n_codewords)
+    drawn = Seeds(sample, seed, field).first(min(n_codewords, MOST_DRAWN))
+    return further_seeds(backend, sample, drawn, n_codewords, seed, field)
+
+
+def further_seeds(
+    backend: Backend,
+    sample: Sample,
+    codewords: Float32,
+    n_codewords: int,
+    seed: int,
+    field: str,
+    middle: Float32 | None = None,
+) -> Float32:
+    """Return the codewords that were drawn one by one, and those of the rounds behind them.
+
+    `middle`, float32 (dim,), is where most of the weight is, if that is known.
+    """
+    if len(codewords) < MOST_DRAWN:  # they meet all rows
+        return codewords
+    draws = random_stream("rounds", seed, field)
+    least: Float64 = np.full(len(sample.rows), np.inf)
+    first = 0
+    while first < len(codewords) < n_codewords:
+        nearest = assigned(backend, sample.rows, codewords[first:], middle).distances
+        assert nearest is not None
+        least = np.minimum(least, nearest)
+        chances = sample.weights * least
+        order = np.argsort(-priorities(chances, draws.random_raw(len(chances))), kind="stable")
+        first = len(codewords)
+        added = order[: min(first, n_codewords - first)]
+        added = added[chances[added] > 0.0]
+        codewords = np.concatenate([codewords, sample.rows[added]])
+    return codewords
 
 
 class Seeds:
