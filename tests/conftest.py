@@ -112,11 +112,12 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
 
 @pytest.fixture(scope="module")
 def small_coresets() -> Generator[None]:
-    """Let tables of tests have coresets: a few codewords have no more rows each than many."""
+    """Let tables of tests have coresets: small ones too, of no more rows for a few codewords."""
     from saec_gpu.clustering import selection  # after `pytest_configure`
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(selection, "LEAST_ROWS", 1)
+        patched.setattr(selection, "PAYS_PRODUCTS", 1)
         yield
 
 

@@ -460,7 +460,7 @@ def test_fast_record(tmp_path: Path) -> None:
     rows = np.random.default_rng(5).standard_normal((40_000, 4)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
     command = [sys.executable, "-m", "saec_gpu.bench.fast", "--append", str(out)]
-    options = ["--tables", str(tmp_path / "rows.npy"), "--codewords", "0.003"]
+    options = ["--tables", str(tmp_path / "rows.npy"), "--codewords", "0.003", "--everywhere"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     (record,) = read_records([out])
     assert json.loads(done.stdout) == record
@@ -468,7 +468,7 @@ def test_fast_record(tmp_path: Path) -> None:
     assert record["clustered_rows"] == {"fast": LEAST_ROWS, "full": 40_000}
     assert [len(record["seconds"][kind]) for kind in ("fast", "full")] == [2, 1]
     assert 1.0 < record["error"] < 2.0  # full clustering sees all rows
-    brute = fast.compare(*fast.opened(options[1], None, 0.003, None), brute=True)
+    brute = fast.compare(*fast.opened(options[1], None, 0.003, None), fast=True, brute=True)
     assert (brute["brute"], record["brute"]) == (True, False)
     assert brute["error"] == record["error"]  # the same codes, found otherwise
     failed = subprocess.run([*command, "--rows", "0"], capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@ import saec_gpu as saec
 from builders import opened
 from saec_gpu.clustering.selection import ROWS_A_CODEWORD, coreset, rows_to_cluster
 from saec_gpu.errors import NonFiniteRowError, WeightError
-from saec_gpu.sources import TableSource
+from saec_gpu.sources import TableField, TableSource
 from saec_gpu.stream import FieldWork, plan_sets
 
 Arrays = dict[str, NDArray[Any]]
@@ -55,7 +55,8 @@ def files_of(artifact: saec.Artifact) -> list[bytes]:
     ],
 )
 def test_how_many_rows_are_clustered(n_rows: int, fast: bool | None, rows: int) -> None:
-    assert rows_to_cluster(n_rows, CODEWORDS, fast) == rows
+    table = TableField("item", n_rows, 3, "float32")
+    assert rows_to_cluster(table, CODEWORDS, fast) == rows
 
 
 def test_a_field_is_clustered_by_its_coreset_alone(

@@ -19,7 +19,7 @@ from builders import WEIGHT_KINDS, rows_of, weights_of
 from saec_gpu.clustering import selection
 from saec_gpu.clustering.selection import GAP_VALUES, Selection, coreset, gather, rows_to_cluster
 from saec_gpu.errors import NonFiniteRowError, WeightError
-from saec_gpu.sources import TableSource
+from saec_gpu.sources import TableField, TableSource
 
 CODEWORDS = 3  # whose sample of DEFINITIONS C holds 96 rows
 SIZE = reference.sample_size(10**9, CODEWORDS)
@@ -37,22 +37,26 @@ def selected(
 
 
 @pytest.mark.parametrize(
-    ("n_rows", "codewords", "fast", "rows"),
+    ("n_rows", "dim", "codewords", "fast", "rows"),
     [
-        (8192, 1, True, 0),
-        (8193, 1, True, 8192),  # a few codewords have as many rows as 128
-        (8193, 128, True, 8192),
-        (8257, 129, True, 8256),
-        (4 * 8192 - 1, 20, None, 0),
-        (4 * 8192, 20, None, 8192),
-        (4 * 8192, 20, False, 0),
-        (4 * 64 * 500, 500, None, 32_000),
+        (8192, 16, 1, True, 0),
+        (8193, 16, 1, True, 8192),  # a few codewords have as many rows as 128
+        (8193, 16, 128, True, 8192),
+        (8257, 16, 129, True, 8256),
+        (4 * 8192 - 1, 1 << 12, 20, None, 0),
+        (4 * 8192, 1 << 12, 20, None, 8192),
+        (4 * 8192, 1 << 12, 20, False, 0),
+        (4 * 64 * 500, 64, 500, None, 32_000),
+        (1 << 20, 16, 64, None, 8192),  # 2³⁰ products, the least
+        ((1 << 20) - 1, 16, 64, None, 0),
+        ((1 << 20) - 1, 16, 64, True, 8192),
     ],
 )
 def test_how_many_rows_are_clustered(
-    n_rows: int, codewords: int, fast: bool | None, rows: int
+    n_rows: int, dim: int, codewords: int, fast: bool | None, rows: int
 ) -> None:
-    assert rows_to_cluster(n_rows, codewords, fast) == rows
+    table = TableField("item", n_rows, dim, "float32")
+    assert rows_to_cluster(table, codewords, fast) == rows
 
 
 # What is chosen.

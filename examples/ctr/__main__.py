@@ -123,7 +123,10 @@ def _how_to_compress(added: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     clustered = added.add_mutually_exclusive_group()
     clustered.add_argument(
-        "--fast", action="store_true", default=None, help="cluster coresets (default: where small)"
+        "--fast",
+        action="store_true",
+        default=None,
+        help="cluster coresets (default: where it pays)",
     )
     clustered.add_argument(
         "--full", action="store_false", dest="fast", default=None, help="cluster all rows"

@@ -190,7 +190,7 @@ def _plan(field: CompressedField, table: TableField) -> FieldPlan:
     grown = min(first["codewords"] * table.n_rows // first["rows"], MOST_CODEWORDS)
     codewords = max(field.n_codewords, grown)
     dtype = next(dtype for dtype in CODEWORDS_DTYPES if dtype == field.codewords_dtype)
-    selected = rows_to_cluster(table.n_rows, codewords, None) or table.n_rows
+    selected = rows_to_cluster(table, codewords, None) or table.n_rows
     return FieldPlan(codewords, dtype, whole=False, selected=selected)
 
 

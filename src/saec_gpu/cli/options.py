@@ -72,8 +72,8 @@ Fast = Annotated[
     typer.Option(
         "--fast/--full",
         help="Cluster a sample of 64 rows a codeword and at least 8192, drawn by weight, or all "
-        "rows; where that is at most a quarter of a field if not given. Every row is encoded in "
-        "any case.",
+        "rows; if not given, a sample where that is at most a quarter of a field too large to be "
+        "clustered in a second. Every row is encoded in any case.",
     ),
 ]
 Backend = Annotated[

@@ -28,6 +28,7 @@ BLOCK_ROWS = 1 << 16  # weights of one read
 ROWS_A_CODEWORD = 64
 LEAST_ROWS = 8192
 PAYS_FROM = 4  # times as many rows in the field as in its coreset
+PAYS_PRODUCTS = 1 << 30  # of all rows and codewords: all passes over fewer take less than a second
 RUN_VALUES = 1 << 19  # of rows read at once: 2 MiB
 GAP_VALUES = 1 << 12  # 16 KiB, also of a file, are read over as quickly as a new read begins
 
@@ -66,18 +67,21 @@ class Selection:
         return builder.statistics()
 
 
-def rows_to_cluster(n_rows: int, n_codewords: int, fast: bool | None) -> int:
+def rows_to_cluster(table: TableField, n_codewords: int, fast: bool | None) -> int:
     """Return the size of the coreset that is clustered in place of all rows, 0 for none.
 
     Parameters
     ----------
-    n_rows, n_codewords : int
+    table : TableField
+    n_codewords : int
     fast : bool or None
         False: never; None: where it pays; True: wherever it is smaller than the field.
     """
     size = max(ROWS_A_CODEWORD * n_codewords, LEAST_ROWS)
-    least = PAYS_FROM * size if fast is None else size + 1
-    return 0 if fast is False or n_rows < least else size
+    if fast is None:
+        products = table.n_rows * table.dim * n_codewords
+        fast = table.n_rows >= PAYS_FROM * size and products >= PAYS_PRODUCTS
+    return size if fast and table.n_rows > size else 0
 
 
 def coreset(
