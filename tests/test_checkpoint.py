@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 import saec_gpu as saec
+from saec_gpu import pipeline
 from saec_gpu.checkpoint import ALLOCATION, Checkpoint
+from saec_gpu.clustering import seeding
 from saec_gpu.errors import CheckpointError, ParamError
 from saec_gpu.pipeline import Pipeline
 
@@ -121,7 +123,12 @@ def test_killed_at_random_moments_ends_in_the_same_bytes(
         ]  # fmt: skip
 
 
-def test_interrupted_between_any_two_reports_continues_to_the_same_bytes(folder: Path) -> None:
+@pytest.mark.parametrize("drawn", [4096, 4])
+def test_interrupted_between_any_two_reports_continues_to_the_same_bytes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, drawn: int
+) -> None:
+    monkeypatch.setattr(pipeline, "MOST_DRAWN", drawn)  # seeds: also some that come in rounds
+    monkeypatch.setattr(seeding, "MOST_DRAWN", drawn)
     expected = artifact_bytes(
         compress(folder, out=folder / "undisturbed.saec", checkpoint=None).path
     )

@@ -4,7 +4,7 @@ Up to 4096 they are drawn one by one, by k-means++ (Arthur and Vassilvitskii, SO
 More come in rounds, each of as many as there are: a priority sample of the rows, a row's weight
 being ω·(least distance so far). It is k-means|| (Bahmani, Moseley, Vattani, Kumar, Vassilvitskii,
 "Scalable k-means++", PVLDB 5(7), 2012) with rounds that grow and nothing left over to be clustered:
-`further_seeds`. Row i of the sample has raw draw r·m + i of stream("rounds") in round r, of m rows.
+`further_seeds`. In round r = 0, 1, … row i of m has raw draw r·m + i of stream("rounds").
 """
 
 from __future__ import annotations
