@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +150,27 @@ def test_interrupted_between_any_two_reports_continues_to_the_same_bytes(
                 folder, out=out, checkpoint=place, progress=interrupted_at(stop_at), chunk_rows=500
             )
         assert artifact_bytes(compress(folder, out=out, checkpoint=place).path) == expected
+
+
+def test_one_thread_reads_what_was_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The headers of .npy are parsed by `ast`, which may fail in two threads at a time.
+    def interrupt(progress: saec.Progress) -> None:
+        if progress.stage == "codes":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(folder, progress=interrupt, threads=2)
+    read_by: list[threading.Thread] = []
+    read = np.load
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        read_by.append(threading.current_thread())
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(np, "load", load)
+    compress(folder, threads=2)
+    assert len(read_by) > 2
+    assert set(read_by) == {threading.main_thread()}
 
 
 def test_killed_without_checkpoint_leaves_nothing_after_the_next_run(folder: Path) -> None:

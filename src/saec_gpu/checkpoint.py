@@ -142,16 +142,22 @@ class Checkpoint:
         ended = time.monotonic()
         self._next_save = ended + SAVE_SHARE * (ended - begun)
 
-    def restore_fit(self, number: int, fit: FieldFit) -> bool:
-        """Bring a fit to where it was kept; return whether it was."""
+    def has_fit(self, number: int) -> bool:
+        """Return whether a fit of the field was kept."""
+        return (self.folder / f"{number}.fit.npz").exists()
+
+    def restore_fit(self, number: int, fit: FieldFit) -> None:
+        """Bring a fit to where it was kept, which it was.
+
+        Not to be called by several threads at a time: headers of .npy are parsed by `ast`, which
+        may fail then (CPython 3.11, https://github.com/python/cpython/issues/106905).
+        """
         arrays = _read_arrays(self.folder / f"{number}.fit.npz")
-        if arrays is None:
-            return False
+        assert arrays is not None
         fit.codewords = arrays["codewords"]
         fit.iterations = int(arrays["iterations"])
         fit.stopped = next((rule for rule in STOP_RULES if rule == arrays["stopped"]), None)
         fit.counts = arrays.get("counts")
-        return True
 
     def save_done(
         self,

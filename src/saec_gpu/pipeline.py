@@ -288,12 +288,11 @@ class Pipeline:
             fits: dict[str, FieldFit] = {}
             for done, name in enumerate(names):
                 self.progress(Progress("seeding", done, len(names), "fields"))
-                one, restored = next(started)
-                fits[name] = one
-                if restored:
-                    continue
+                one = fits[name] = next(started)
                 n_codewords = self.plans[name].codewords
-                if name in self.last:
+                if self.checkpoint is not None and self.checkpoint.has_fit(self.numbers[name]):
+                    self.checkpoint.restore_fit(self.numbers[name], one)
+                elif name in self.last:
                     one.codewords = continued(
                         self.backend, one, self.last[name], selections[name], n_codewords
                     )
@@ -305,22 +304,19 @@ class Pipeline:
                     )  # fmt: skip
         return {name: fits[name] for name in statistics}
 
-    def _started(self, name: str, statistics: Statistics) -> tuple[FieldFit, bool]:
-        """Return the fit of a field, and whether it is the checkpoint's.
+    def _started(self, name: str, statistics: Statistics) -> FieldFit:
+        """Return the fit of a field at the seeds that are drawn one by one.
 
-        If not, it begins with the seeds that are drawn one by one; in an update without codewords.
+        Where the codewords come from elsewhere, it has none.
         """
-        started = FieldFit(
-            statistics, fixed_point(statistics), sample_variance(statistics.sample),
-            np.zeros((0, 0), np.float32),
-        )  # fmt: skip
-        restored = self.checkpoint is not None and self.checkpoint.restore_fit(
-            self.numbers[name], started
-        )
-        if not restored and name not in self.last:
+        sample = statistics.sample
+        kept = self.checkpoint is not None and self.checkpoint.has_fit(self.numbers[name])
+        if kept or name in self.last:
+            seeds = np.zeros((0, 0), np.float32)
+        else:
             drawn = min(self.plans[name].codewords, MOST_DRAWN)
-            started.codewords = Seeds(statistics.sample, self.params.seed, name).first(drawn)
-        return started, restored
+            seeds = Seeds(sample, self.params.seed, name).first(drawn)
+        return FieldFit(statistics, fixed_point(statistics), sample_variance(sample), seeds)
 
     def _fit(
         self, stream: RowStream, fits: Mapping[str, FieldFit], selections: _Selections
