@@ -20,8 +20,9 @@ NUMBER_DTYPES = (
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
 )
 
-# Rows are converted through a block of this size; widening bfloat16 doubles it once more.
-BLOCK_BYTES = 1 << 20
+# Rows are converted through a block of this size, which no memory that is given counts; widening
+# bfloat16 doubles it once more.
+BLOCK_BYTES = 1 << 18
 
 T = TypeVar("T")
 
