@@ -190,6 +190,16 @@ def test_what_is_no_delta(pair: tuple[saec.Artifact, saec.Artifact], tmp_path: P
         saec.write_delta(last, new, tmp_path / "no" / "x.delta")
 
 
+def test_another_name_in_place_of_the_run_is_found(
+    pair: tuple[saec.Artifact, saec.Artifact], tmp_path: Path
+) -> None:
+    last, new = pair
+    path = saec.write_delta(last, new, tmp_path / "x.delta")
+    path.write_bytes(path.read_bytes().replace(b"run.json", b"ruN.json"))
+    with pytest.raises(ArtifactError, match="damaged"):
+        saec.apply_delta(last, path, tmp_path / "made.saec")
+
+
 def test_a_flipped_byte_is_found(
     pair: tuple[saec.Artifact, saec.Artifact], rng: np.random.Generator, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ against the SHA-256 of the new manifest before they are put in place.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -190,7 +191,7 @@ def apply_delta(
             manifest = parse(text, path / MANIFEST)
             place = before.path if out is None else Path(out)
             with staged_artifact(place, overwrite=overwrite or out is None) as folder:
-                for name in {CODEBOOKS, SCALES, RUN} & set(file.namelist()):
+                for name in {RUN} | {CODEBOOKS, SCALES} & set(file.namelist()):
                     with file.open(name) as source, (folder / name).open("wb") as target:
                         shutil.copyfileobj(source, target)
                 fields = {name: before[name] for name in before}
@@ -206,7 +207,11 @@ def apply_delta(
                         )
     except FileNotFoundError as err:
         raise ArtifactError(f'there is no delta at "{path}"') from err
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as err:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError) as err:
+        if (
+            isinstance(err, OSError) and err.errno != errno.EINVAL
+        ):  # that of a place before the file
+            raise
         raise ArtifactError(f'"{path}" is no delta, or it is damaged: {err}') from err
     return load(place)
 
