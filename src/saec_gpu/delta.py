@@ -208,9 +208,8 @@ def apply_delta(
     except FileNotFoundError as err:
         raise ArtifactError(f'there is no delta at "{path}"') from err
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError) as err:
-        if (
-            isinstance(err, OSError) and err.errno != errno.EINVAL
-        ):  # that of a place before the file
+        # EINVAL: an altered place in the file lies before its beginning
+        if isinstance(err, OSError) and err.errno != errno.EINVAL:
             raise
         raise ArtifactError(f'"{path}" is no delta, or it is damaged: {err}') from err
     return load(place)
