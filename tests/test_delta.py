@@ -200,6 +200,16 @@ def test_another_name_in_place_of_the_run_is_found(
         saec.apply_delta(last, path, tmp_path / "made.saec")
 
 
+def test_an_artifact_without_its_run_has_a_delta(
+    pair: tuple[saec.Artifact, saec.Artifact], tmp_path: Path
+) -> None:
+    last, new = pair
+    (new.path / "run.json").unlink()
+    path = saec.write_delta(last, saec.load(new.path), tmp_path / "x.delta")
+    made = saec.apply_delta(last, path, tmp_path / "made.saec")
+    assert all_bytes(made) == all_bytes(saec.load(new.path))
+
+
 def test_a_flipped_byte_is_found(
     pair: tuple[saec.Artifact, saec.Artifact], rng: np.random.Generator, tmp_path: Path
 ) -> None:

@@ -189,15 +189,16 @@ def apply_delta(
                 )
             text = file.read(MANIFEST)
             manifest = parse(text, path / MANIFEST)
+            coded = [one for one in manifest["fields"] if has_codes(one["encoding"], one["rows"])]
+            _check_names(file, [one["number"] for one in coded])
             place = before.path if out is None else Path(out)
             with staged_artifact(place, overwrite=overwrite or out is None) as folder:
-                for name in {RUN} | {CODEBOOKS, SCALES} & set(file.namelist()):
+                for name in {CODEBOOKS, SCALES, RUN} & set(file.namelist()):
                     with file.open(name) as source, (folder / name).open("wb") as target:
                         shutil.copyfileobj(source, target)
                 fields = {name: before[name] for name in before}
-                for entry in manifest["fields"]:
-                    if has_codes(entry["encoding"], entry["rows"]):
-                        _write_codes(folder, file, fields.get(entry["name"]), entry)
+                for entry in coded:
+                    _write_codes(folder, file, fields.get(entry["name"]), entry)
                 (folder / MANIFEST).write_bytes(text)
                 for name, stated in manifest["files"].items():
                     if not (folder / name).exists() or file_entry(folder / name) != stated:
@@ -285,6 +286,19 @@ def _parts(source: IO[bytes]) -> Iterator[bytes]:
 def _steps(stop: int, start: int = 0) -> Iterator[tuple[int, int]]:
     for first in range(start, stop, STEP_ROWS):
         yield first, min(first + STEP_ROWS, stop)
+
+
+def _check_names(file: zipfile.ZipFile, coded: Iterable[int]) -> None:
+    """Fail on a name that no part has: an altered one of RUN, which has no SHA-256, shows no more.
+
+    `coded` are the numbers of the fields with codes.
+    """
+    parts = {DELTA, MANIFEST, RUN, CODEBOOKS, SCALES}
+    for number in coded:
+        parts |= {_changed_name(number), _codes_name(number)}
+    for name in file.namelist():
+        if name not in parts:
+            raise zipfile.BadZipFile(f"{name} is no part of it")
 
 
 def _changed_name(number: int) -> str:

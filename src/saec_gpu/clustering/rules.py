@@ -189,11 +189,13 @@ def constrained(
     E, F); codewords by the rows that codes of all rows are estimated to give them, descending, ties
     to the lower index; levels of these numbers.
     """
+    if not codewords:
+        return {}
     # of the rows themselves, not of all that they stand for
     weights = np.concatenate([one.weights / one.multiplicity for one in selections.values()])
     fixed = {name: fixed_point(statistics[name]) for name in codewords}
     words, rules = dict(codewords), dict[str, CostRule]()
-    for _ in range(ROUNDS if codewords else 0):
+    for _ in range(ROUNDS):
         books = {name: Codebook(own, fixed[name]) for name, own in words.items()}
         codes = RuledCodebooks(backend, books, rules).assign(rows, weights).codes
         loaded = backend.load_codebooks(books)

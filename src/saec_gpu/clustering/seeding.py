@@ -58,7 +58,7 @@ def further_seeds(
 
     `middle`, float32 (dim,), is where most of the weight is, if that is known.
     """
-    if len(codewords) < MOST_DRAWN:  # they meet all rows
+    if len(codewords) < MOST_DRAWN:  # all that were asked, or they meet all rows
         return codewords
     draws = random_stream("rounds", seed, field)
     least: Float64 = np.full(len(sample.rows), np.inf)
